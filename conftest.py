@@ -1,0 +1,3 @@
+"""Loads the plugin; everything else lives in hostfault/plugin.py."""
+
+pytest_plugins = ["hostfault.plugin"]

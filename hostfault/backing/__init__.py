@@ -1,0 +1,1 @@
+"""How a host file becomes guest memory."""

@@ -1,0 +1,1 @@
+"""The virtual machine whose task touches memory."""

@@ -1,0 +1,1 @@
+"""Where the KVM under test runs."""

@@ -1,0 +1,1 @@
+"""Kernels: from a name or a path to something that boots."""

@@ -1,0 +1,218 @@
+"""What each stage hands to the next, as frozen dataclasses.
+
+``kernel + image -> host -> guest -> backing -> fault + access -> observation -> verdict -> report``
+
+Everything from :class:`Observation` on is plain data that survives a round trip through JSON
+(:func:`to_json`, :func:`observation_from_json`), so that recorded observations replay through
+the verdict without any virtual machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PAGE_SIZE = 4096
+
+
+# --- kernel and image ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that can be booted, as host or as guest."""
+
+    name: str  # what the person asked for: a name of the catalog, a path, NAME+SERIES, tree:PATH
+    release: str  # what `uname -r` will say
+    image: Path  # bzImage
+    modules: Path  # the directory lib/modules/<release>
+    packaged: bool  # straight from the catalog: known issues may apply
+    build_id: str = ""  # srcversion or build id of the kvm module that must be running, if built
+
+
+@dataclass(frozen=True)
+class HostImage:
+    """The root of an emulated host, and the same files unpacked for running its QEMU."""
+
+    key: str  # hash of everything it was made from
+    disk: Path  # ext4 image, read-only; boots with an overlay
+    root: Path  # unpacked: enough to run QEMU by the image's own loader
+
+
+@dataclass(frozen=True)
+class GuestImage:
+    """An initramfs with the probe, an SSH server and the modules that one guest kernel needs."""
+
+    key: str
+    initramfs: Path
+    probe_source: str  # sha256 of the probe's C source, for the record
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """A QEMU, and how to start it."""
+
+    source: str  # "image", "system" or a path
+    version: str  # as it says itself, e.g. "11.1.3"
+    argv: tuple[str, ...]  # the start of every command line
+    env: tuple[tuple[str, str], ...]  # added to the environment
+
+
+# --- what a test asks for -----------------------------------------------------------------
+
+
+class Fault(enum.StrEnum):
+    """What is done to the backing file between the first and the second touch."""
+
+    NONE = "none"  # nothing: the control case
+    ZERO = "zero"  # the host truncates the file to length zero
+    MIDDLE = "middle"  # the host truncates it so that the touched page is just beyond the end
+    GUEST = "guest"  # the guest itself truncates it: its own file system must answer
+
+
+class Access(enum.StrEnum):
+    """What the guest task does to the page."""
+
+    LOAD = "load"
+    STORE = "store"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One case: everything that decides what a test does."""
+
+    backing: str  # "virtiofs-dax"
+    fault: Fault
+    access: Access
+    async_pf: bool  # False: the guest is booted with no-kvmapf
+    vcpus: int = 1
+
+
+# --- observation --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FrameFaults:
+    """Faults that the host's KVM took on one guest frame from one guest instruction."""
+
+    gfn: int  # guest frame number
+    rip: int  # guest instruction pointer (0 where the tracepoint does not tell)
+    count: int  # since tracing began
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What could be seen from outside the guest at one moment; all counts only grow."""
+
+    at: float  # seconds since the touch (negative: before it)
+    faults: tuple[FrameFaults, ...]  # tracepoint kvm:kvm_page_fault, most frequent first
+    async_started: Mapping[int, int]  # kvm:kvm_try_async_get_page, count by gfn
+    async_ready: int  # kvm:kvm_async_pf_ready, in all
+    vcpu_stats: Mapping[str, int]  # QMP query-stats of vCPU 0 (pf_taken, pf_guest, exits, ...)
+    vcpu_seconds: float  # CPU time of the vCPU threads
+    run_state: str  # QMP query-status, or "" if QEMU did not answer
+    guest_answers: bool | None = None  # a command over SSH was answered (None: not asked)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the access, as the touching task itself reported it."""
+
+    kind: str  # "value" | "signal" | "errno"
+    value: int = 0  # the byte read (or stored), the signal, or the errno
+    code: int = 0  # si_code of a signal
+    address: int = 0  # si_addr of a signal
+    rip: int = 0  # instruction pointer in the signal frame
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """What the probe said, step by step, and how far it came."""
+
+    pid: int
+    mapping: int  # guest virtual address of the mapping
+    address: int  # guest virtual address that is touched
+    rip: int  # address of the touching instruction
+    steps: tuple[str, ...]  # its lines, in order
+    outcome: Outcome | None  # None: the access has not ended
+
+
+@dataclass(frozen=True)
+class Event:
+    """A QMP event, from the guest's QEMU or (host=True) from the emulated host's."""
+
+    name: str
+    at: float  # seconds since the touch
+    data: Mapping[str, Any] = field(default_factory=dict)
+    host: bool = False
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process or a machine ended."""
+
+    code: int | None  # exit code; None if a signal ended it, or for a machine
+    signal: int | None  # signal that ended it
+    words: str  # the end of its log: what it said last
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Everything recorded from before the fault until the end."""
+
+    scenario: Scenario
+    expected_gfn: int | None  # the frame that the access touches, computed on the host
+    expected: int | None  # the byte that a load must return (None: the file has no such byte)
+    waited: float  # seconds from the touch to the last sample
+    probe: ProbeReport
+    samples: tuple[Sample, ...] = ()  # the first is from before the fault
+    events: tuple[Event, ...] = ()
+    registers: str = ""  # HMP `info registers`, once the VM stopped or the verdict was due
+    guest_console: str = ""  # the end of it
+    qemu_log: str = ""  # the end of QEMU's standard error
+    qemu_ended: Ended | None = None
+    host_ended: Ended | None = None  # the host kernel panicked, oopsed or hung
+    host_log: str = ""  # what the host kernel logged since the fault
+    stored_byte: int | None = None  # what the host file holds at the offset at the end
+
+
+class VerdictKind(enum.StrEnum):
+    """What an observation proves; see docs/verdicts.md."""
+
+    TASK_ERROR = "task-error"
+    VM_EXIT = "vm-exit"
+    SPIN = "spin"
+    STALL = "stall"
+    GUEST_DEATH = "guest-death"
+    VMM_DEATH = "vmm-death"
+    HOST_DEATH = "host-death"
+    STALE = "stale"
+    OK = "ok"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verdict and its proof."""
+
+    kind: VerdictKind
+    summary: str  # one line, with the counts
+    evidence: tuple[str, ...]  # one line per independent source
+
+
+def to_json(value: Any) -> Any:
+    """A dataclass as plain JSON data; enums become their values, mapping keys text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    return value
