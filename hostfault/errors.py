@@ -3,13 +3,13 @@
 ::
 
     HostfaultError              harness trouble; never a verdict (pytest: error, bisect: 125)
-    |-- UsageError              the person asked for something that does not exist: tell them what does
+    |-- UsageError              the person asked for what does not exist: list what does
     |-- SetupError              a kernel, an image or a package could not be had: mend the machine
-    |   `-- CacheMiss           ... because it is not in the cache and there is no network
-    |-- MissingCapability       this host cannot run that test: skip, or fail under --require
+    |   `-- CacheMissError      ... because it is not in the cache and there is no network
+    |-- MissingCapabilityError  this host cannot run that test: skip, or fail under --require
     |-- LaunchError             a program did not start or ended at once: read its last words
     |-- DeadlineError           a wait ended without what it waited for
-    |-- ConnectionLost          a peer (SSH, QMP, agent) went away while it was needed
+    |-- ConnectionLostError     a peer (SSH, QMP, agent) went away while it was needed
     `-- ProtocolError           a peer said something that its protocol does not allow
 
 A program that ends, a guest that panics or a host that hangs *while it is being observed* is
@@ -31,12 +31,12 @@ class SetupError(HostfaultError):
     """A kernel, an image or a package could not be had; the message says what to do."""
 
 
-class CacheMiss(SetupError):
+class CacheMissError(SetupError):
     """Something is not in the cache and could not be fetched."""
 
 
-class MissingCapability(HostfaultError):
-    """This host cannot run the test: a skip, or an error under ``--require``."""
+class MissingCapabilityError(HostfaultError):
+    """The host cannot run the test: a skip, or an error under ``--require``."""
 
     def __init__(self, capability: str, reason: str) -> None:
         super().__init__(f"{capability}: {reason}")
@@ -77,7 +77,7 @@ class DeadlineError(HostfaultError):
         self.last_seen = last_seen
 
 
-class ConnectionLost(HostfaultError):
+class ConnectionLostError(HostfaultError):
     """A peer (SSH, QMP, agent) went away while it was needed."""
 
 
