@@ -1,1 +1,5 @@
 """Kernels: from a name or a path to something that boots."""
+
+from hostfault.kernel.choose import resolve
+
+__all__ = ["resolve"]

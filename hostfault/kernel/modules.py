@@ -1,0 +1,75 @@
+"""Which modules a boot needs, in the order in which they must be loaded."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hostfault.errors import LaunchError, SetupError
+from hostfault.model import Kernel
+from hostfault.process import run
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module file of a kernel, as it lies in its modules directory."""
+
+    file: Path  # may be compressed
+    needed_for: str  # the module that was asked for
+
+    @property
+    def name(self) -> str:
+        """Its file name without a compression's suffix, e.g. ``kvm-amd.ko``."""
+        return self.file.name.split(".ko")[0] + ".ko"
+
+
+def modules_for(kernel: Kernel, wanted: Sequence[str]) -> list[Module]:
+    """The files to load for the ``wanted`` modules and what they depend on, in order.
+
+    What is built into the kernel needs no file. Modules below ``updates/`` win, as for modprobe.
+    Raises :class:`SetupError` if the kernel has one of them in neither form.
+    """
+    found: dict[Path, Module] = {}
+    with tempfile.TemporaryDirectory(prefix="hostfault-") as root:
+        parent = Path(root) / "lib" / "modules"
+        parent.mkdir(parents=True)
+        (parent / kernel.release).symlink_to(kernel.modules)
+        for name in wanted:
+            for file in _dependencies(Path(root), kernel, name):
+                found.setdefault(file, Module(file, name))
+    return list(found.values())
+
+
+def _dependencies(root: Path, kernel: Kernel, name: str) -> list[Path]:
+    argv = ["modprobe", "--show-depends", "-C", "/dev/null", "-d", str(root)]
+    try:
+        lines = run([*argv, "-S", kernel.release, name], what=f"looking for module {name}")
+    except LaunchError as error:
+        raise SetupError(
+            f"kernel {kernel.name} ({kernel.release}) has no module {name}, and it is not built "
+            f"in (looked in {kernel.modules})\n{error}"
+        ) from error
+    prefix = str(root / "lib" / "modules" / kernel.release)
+    return [
+        kernel.modules / line.split()[1].removeprefix(prefix).lstrip("/")
+        for line in lines.splitlines()
+        if line.startswith("insmod ")
+    ]
+
+
+def decompressed(file: Path) -> bytes:
+    """A module as the kernel's loader wants it, whichever way it is compressed."""
+    data = file.read_bytes()
+    if data[:6] == b"\xfd7zXZ\0":
+        return lzma.decompress(data)
+    if data[:2] == b"\x1f\x8b":
+        return gzip.decompress(data)
+    if data[:4] == b"\x28\xb5\x2f\xfd":
+        done = subprocess.run(["zstd", "-dc"], input=data, capture_output=True, check=True)
+        return done.stdout
+    return data
