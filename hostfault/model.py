@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,3 +218,51 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
+
+
+def observation_from_json(data: Any) -> Observation:
+    """The observation that :func:`to_json` made ``data`` of.
+
+    Raises ValueError, with the place, for a field that is missing, unknown or of another kind.
+    """
+    observation = _from_json(Observation, data, "observation")
+    assert isinstance(observation, Observation)
+    return observation
+
+
+def _from_json(kind: Any, data: Any, where: str) -> Any:
+    """``data`` as the annotated type ``kind``, of those that the dataclasses above use."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return data
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_from_json(kind, data, where)
+    if origin is types.UnionType:  # X | None
+        return None if data is None else _from_json(arguments[0], data, where)
+    if origin is tuple and isinstance(data, list):
+        return tuple(
+            _from_json(arguments[0], item, f"{where}[{at}]") for at, item in enumerate(data)
+        )
+    if origin is Mapping and isinstance(data, dict):
+        key, item = arguments
+        return {key(k): _from_json(item, v, f"{where}[{k}]") for k, v in data.items()}
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return kind(data)
+    if kind is float and type(data) is int:
+        return float(data)
+    if type(data) is not kind:
+        raise ValueError(f"{where}: {data!r} is not {getattr(kind, '__name__', kind)}")
+    return data
+
+
+def _dataclass_from_json(kind: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: {data!r} is not an object")
+    hints = typing.get_type_hints(kind)
+    if unknown := set(data) - set(hints):
+        raise ValueError(f"{where}: unknown fields {sorted(unknown)}")
+    values = {name: _from_json(hints[name], data[name], f"{where}.{name}") for name in data}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
