@@ -1,0 +1,115 @@
+"""The harness's side of the agent that runs on the host (:mod:`hostfault.hostside.agent`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from hostfault.errors import ConnectionLostError, HostfaultError, ProtocolError
+
+
+class Stream(Protocol):
+    """What a socket and an SSH channel have in common."""
+
+    def settimeout(self, timeout: float | None, /) -> None: ...  # noqa: D102
+    def sendall(self, data: bytes, /) -> None: ...  # noqa: D102
+    def recv(self, size: int, /) -> bytes: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+class Agent:
+    """Requests to the agent, one at a time.
+
+    Every method raises :class:`ConnectionLostError` if the agent does not answer within
+    ``timeout`` seconds or goes away, and :class:`HostfaultError` with its words if the
+    operation failed there.
+    """
+
+    def __init__(self, stream: Stream, timeout: float = 15.0) -> None:
+        self._stream = stream
+        self._timeout = timeout
+        self._buffer = b""
+
+    def close(self) -> None:
+        """Hang up."""
+        self._stream.close()
+
+    def hello(self) -> Mapping[str, Any]:
+        """Release of the host's kernel, and the agent's directory."""
+        return dict(self._ask("hello"))
+
+    def spawn(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str], listen: str | None = None
+    ) -> int:
+        """Start a program on the host; see the agent's own text. Returns its pid."""
+        return int(self._ask("spawn", name=name, argv=list(argv), env=dict(env), listen=listen))
+
+    def ended(self, name: str) -> int | None:
+        """Exit code of a child, negative for a signal; None while it runs."""
+        code = self._ask("ended", name=name)
+        return None if code is None else int(code)
+
+    def end(self, name: str) -> int:
+        """End a child; returns its code."""
+        return int(self._ask("end", name=name))
+
+    def read(self, path: str, offset: int = 0, limit: int = 65536) -> tuple[str, int]:
+        """Text of a file from ``offset`` (negative: from its end), and where to read on."""
+        part = self._ask("read", path=path, offset=offset, limit=limit)
+        return part["text"].encode("latin-1").decode(errors="replace"), int(part["next"])
+
+    def make_file(self, path: str, fill: Sequence[int], page_size: int) -> None:
+        """Write a file in which page N is full of the byte ``fill[N]``."""
+        self._ask("make_file", path=path, fill=list(fill), page_size=page_size)
+
+    def make_directory(self, path: str) -> None:
+        """Make a directory."""
+        self._ask("make_directory", path=path)
+
+    def truncate(self, path: str, size: int) -> int:
+        """Cut a file; returns the size that it then has."""
+        return int(self._ask("truncate", path=path, size=size))
+
+    def stat(self, path: str) -> Mapping[str, int]:
+        """Device ("dev"), inode ("ino") and size of a file."""
+        return dict(self._ask("stat", path=path))
+
+    def byte(self, path: str, offset: int) -> int | None:
+        """One byte of a file; None beyond its end."""
+        value = self._ask("byte", path=path, offset=offset)
+        return None if value is None else int(value)
+
+    def trace(self) -> list[str]:
+        """Begin to count KVM's tracepoints; returns those that the kernel has."""
+        return list(self._ask("trace"))
+
+    def sample(self, name: str, tails: Sequence[str]) -> Mapping[str, Any]:
+        """Counts since :meth:`trace`, CPU time of a QEMU's vCPUs, its exit code, ends of logs."""
+        return dict(self._ask("sample", name=name, tails=list(tails)))
+
+    def kernel_log(self) -> str:
+        """What the host's kernel has logged since :meth:`trace`."""
+        return str(self._ask("kernel_log"))
+
+    def _ask(self, op: str, **fields: Any) -> Any:
+        try:
+            self._stream.settimeout(self._timeout)
+            self._stream.sendall(json.dumps({"op": op, **fields}).encode() + b"\n")
+            reply = json.loads(self._line(op))
+        except OSError as error:
+            raise ConnectionLostError(f"the host's agent did not answer {op}: {error}") from error
+        except ValueError as error:
+            raise ProtocolError(f"the host's agent answered {op} with no JSON: {error}") from error
+        if "error" in reply:
+            raise HostfaultError(f"{op} failed on the host: {reply['error']}")
+        return reply["ok"]
+
+    def _line(self, op: str) -> bytes:
+        while b"\n" not in self._buffer:
+            data = self._stream.recv(65536)
+            if not data:
+                raise ConnectionLostError(f"the host's agent hung up at {op}")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line

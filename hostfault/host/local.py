@@ -1,0 +1,110 @@
+"""A local host: guests run on this machine's own KVM, each test in a freshly booted one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import hostfault
+from hostfault.backing import virtiofs_dax
+from hostfault.errors import HostfaultError
+from hostfault.guest import machine as guest_machine
+from hostfault.host.agent import Agent
+from hostfault.host.emulated import short_directory
+from hostfault.host.place import Place, Say, Stopwatch, boot_guest, mount_backing, reach_guest
+from hostfault.identity import Identity
+from hostfault.model import GuestImage, Kernel, Qemu, Scenario
+from hostfault.process import spawn
+from hostfault.qmp import Recorder
+
+
+@dataclass
+class LocalHost:
+    """Starts an agent, the back-end and a guest for each test, and ends them after it."""
+
+    qemu: Qemu
+    kernel: Kernel
+    image: GuestImage
+    identity: Identity
+    say: Say
+    kind: str = "local"
+
+    @contextmanager
+    def place(self, scenario: Scenario, folder: Path) -> Iterator[Place]:
+        """A freshly booted guest."""
+        with ExitStack() as stack:
+            phases: dict[str, float] = {}
+            watch = Stopwatch(phases)
+            directory = stack.enter_context(short_directory())
+            run = f"{directory}/run"
+            agent = stack.enter_context(local_agent(Path(run), folder))
+            virtiofs_dax.start(agent, run, [sys.executable], _python_env())
+            recorder = stack.enter_context(Recorder("guest QMP", folder / "guest-qmp.jsonl"))
+            argv = self._guest_command(scenario, directory)
+            env = dict(self.qemu.env)
+            self.say(f"booting a guest on this machine's KVM, kernel {self.kernel.release}")
+            boot_guest(agent, argv, env, recorder, directory / "guest-qmp", self.say)
+            watch.lap("guest boot")
+            guest = reach_guest(directory / "guest-ssh", self.identity, self.say)
+            stack.callback(guest.close)
+            watch.lap("guest ssh")
+            mount_backing(agent, guest, self.say)
+            watch.lap("backend ready")
+            yield Place(agent, recorder, guest, None, phases)
+
+    def close(self) -> None:
+        """Nothing is kept between tests."""
+
+    def _guest_command(self, scenario: Scenario, directory: Path) -> list[str]:
+        spec = guest_machine.GuestSpec(
+            qemu=self.qemu.argv,
+            kernel=str(self.kernel.image),
+            initramfs=str(self.image.initramfs),
+            directory=f"{directory}/run",
+            qmp=f"socket,path={directory}/guest-qmp,server=on,wait=off",
+            ssh_forward=f"unix:{directory}/guest-ssh-:22",
+            devices=tuple(virtiofs_dax.device(f"{directory}/run")),
+        )
+        return guest_machine.command(spec, scenario)
+
+
+@contextmanager
+def local_agent(directory: Path, folder: Path) -> Iterator[Agent]:
+    """An agent on this machine; when it loses us it ends its children and removes its directory."""
+    ours, theirs = socket.socketpair()
+    argv = [
+        *(sys.executable, "-m", "hostfault.hostside.agent"),
+        *("--directory", str(directory), "--stdio", str(theirs.fileno())),
+    ]
+    env = {**os.environ, **_python_env()}
+    with (
+        ours,
+        spawn(
+            argv, log=folder / "agent.log", env=env, pass_fds=(theirs.fileno(),), grace=15.0
+        ) as child,
+    ):
+        theirs.close()
+        agent = Agent(ours)
+        agent.hello()
+        try:
+            yield agent
+        finally:
+            agent.close()
+            _wait_for_clean_end(child)
+
+
+def _wait_for_clean_end(child: subprocess.Popen[bytes]) -> None:
+    try:
+        child.wait(30.0)
+    except subprocess.TimeoutExpired as error:
+        raise HostfaultError("the agent did not end its children within 30 s") from error
+
+
+def _python_env() -> dict[str, str]:
+    return {"PYTHONPATH": str(Path(hostfault.__file__).parent.parent)}

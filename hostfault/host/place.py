@@ -1,0 +1,99 @@
+"""A guest that runs on a host, ready for one test: what every kind of host hands on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from hostfault.backing import virtiofs_dax
+from hostfault.deadline import Deadline, now
+from hostfault.guest import machine as guest_machine
+from hostfault.host.agent import Agent
+from hostfault.host.machine import Machine
+from hostfault.identity import Identity
+from hostfault.model import Ended, Scenario
+from hostfault.qmp import Recorder
+from hostfault.ssh import Shell, connect
+
+BOOT_PATIENCE = 120.0  # seconds; an emulated guest takes 5 to 8
+Say = Callable[[str], None]
+
+
+@dataclass
+class Place:
+    """A guest with its backing mounted, and every way to see it."""
+
+    agent: Agent
+    recorder: Recorder  # QMP of the guest's QEMU
+    guest: Shell
+    machine: Machine | None  # of an emulated host
+    phases: dict[str, float] = field(default_factory=dict)  # seconds, by name
+    cached: bool = False  # forked from a saved machine
+
+    def host_ended(self, words: str = "") -> Ended | None:
+        """How the host itself came to an end; a local host outlives us, or we are not asked.
+
+        ``words``: why it is taken for hung, if it is.
+        """
+        if self.machine is None:
+            return None
+        ended = self.machine.ended()
+        return ended or (self.machine.hung(words) if words else None)
+
+
+class Host(Protocol):
+    """Where the KVM under test runs. ``ssh://`` would be a third one."""
+
+    kind: str
+
+    def place(self, scenario: Scenario, folder: Path) -> AbstractContextManager[Place]:
+        """A fresh guest for one test; ``folder`` gets its logs."""
+        ...
+
+    def close(self) -> None:
+        """Free what is kept between tests."""
+        ...
+
+
+class Stopwatch:
+    """Notes how long each phase took."""
+
+    def __init__(self, phases: dict[str, float]) -> None:
+        self._phases = phases
+        self._last = now()
+
+    def lap(self, name: str) -> None:
+        """Book the seconds since the last lap under ``name``."""
+        at = now()
+        self._phases[name] = self._phases.get(name, 0.0) + at - self._last
+        self._last = at
+
+
+def boot_guest(
+    agent: Agent, argv: list[str], env: dict[str, str], recorder: Recorder, qmp: Path, say: Say
+) -> None:
+    """Start the guest's QEMU, record from before its first instruction, wait for its init."""
+    guest_machine.start(agent, argv, env)
+
+    def alive() -> None:
+        guest_machine.check_alive(agent, argv)
+
+    recorder.connect(qmp, Deadline(30.0, "QMP of the guest's QEMU"), alive)
+    recorder.execute("cont")
+    say("waiting for the guest to boot")
+    guest_machine.wait_ready(agent, Deadline(BOOT_PATIENCE, "the guest to boot"), alive)
+
+
+def reach_guest(path: Path, identity: Identity, say: Say) -> Shell:
+    """Log in to the guest."""
+    say("waiting for SSH of the guest")
+    return connect("guest", path, identity, Deadline(60.0, "SSH of the guest"))
+
+
+def mount_backing(agent: Agent, guest: Shell, say: Say) -> None:
+    """Mount the backing in the guest, and prove that it is what it should be."""
+    say("mounting the backing in the guest")
+    virtiofs_dax.mount(agent, guest, Deadline(30.0, "the guest to mount the backing"))

@@ -1,0 +1,219 @@
+"""Run one case in a place, and record everything until a verdict is proven."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hostfault import fault
+from hostfault.backing import virtiofs_dax
+from hostfault.deadline import Deadline, now
+from hostfault.errors import ConnectionLostError, HostfaultError
+from hostfault.guest import machine as guest_machine
+from hostfault.guest import probe
+from hostfault.host.place import Place
+from hostfault.model import (
+    PAGE_SIZE,
+    Access,
+    Ended,
+    Event,
+    FrameFaults,
+    Observation,
+    Sample,
+    Scenario,
+    Verdict,
+)
+from hostfault.verdict import judge
+
+PATIENCE = 30.0  # seconds from the touch until "nothing is proven" is an answer too
+INTERVAL = 0.05  # seconds between samples
+TAILS = (guest_machine.CONSOLE, f"{guest_machine.NAME}.log")
+
+
+@dataclass(frozen=True)
+class Armed:
+    """The proven state from which the fault may be injected."""
+
+    task: probe.Probe
+    gfn: int  # the frame that the access will touch
+
+
+def arm(place: Place, scenario: Scenario) -> Armed:
+    """Bring the guest task to the state "mapped, touched, waiting for the word".
+
+    Proven from both sides: the probe says that it is armed, the daemon that it mapped the page.
+    """
+    fault.prepare(place.agent)
+    path = f"{virtiofs_dax.MOUNT_POINT}/{fault.FILE}"
+    offset, length = fault.PAGE * PAGE_SIZE, fault.PAGES * PAGE_SIZE
+    task = probe.start(place.guest, path, offset, length, scenario.access, fault.STORED)
+    task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
+    mapping = virtiofs_dax.wait_for_mapping(
+        place.agent, fault.FILE, offset, writable=scenario.access is Access.STORE
+    )
+    base = virtiofs_dax.window_base(place.recorder)
+    return Armed(task, virtiofs_dax.gfn(base, mapping))
+
+
+def observe(place: Place, scenario: Scenario, armed: Armed) -> Observation:
+    """Inject the fault, give the word, and record until the verdict is proven or time is over."""
+    recording = Recording(place, scenario, armed)
+    recording.begin()
+    fault.inject(scenario, place.agent, place.guest)
+    recording.touch()
+    deadline = Deadline(PATIENCE, "a verdict")
+    while recording.verdict() is None and not deadline.passed():
+        recording.step()
+    return recording.finish()
+
+
+class Recording:
+    """One case while it runs: samples, events, and the ends of things."""
+
+    def __init__(self, place: Place, scenario: Scenario, armed: Armed) -> None:
+        self._place = place
+        self._task = armed.task
+        self._started = now()
+        self._touched = 0.0
+        self._so_far = Observation(
+            scenario=scenario,
+            expected_gfn=armed.gfn,
+            expected=fault.expected(scenario),
+            waited=0.0,
+            probe=armed.task.report(),
+        )
+
+    def begin(self) -> None:
+        """Start to count, and take the sample that everything is compared with."""
+        self._place.agent.trace()
+        self._started = self._touched = now()
+        self._step_or_end(self._sample)
+
+    def touch(self) -> None:
+        """Give the word; from here on time is counted."""
+        self._touched = now()
+        self._keep(
+            samples=tuple(
+                dataclasses.replace(sample, at=self._started - self._touched)
+                for sample in self._so_far.samples
+            )
+        )
+        self._task.go()
+
+    def step(self) -> None:
+        """Wait a little for the probe or an event, then look at everything."""
+        self._step_or_end(self._look)
+
+    def verdict(self) -> Verdict | None:
+        """What is proven so far."""
+        return judge(self._so_far)
+
+    def finish(self) -> Observation:
+        """Add what is only asked for at the end."""
+        if self._so_far.host_ended is None:
+            self._step_or_end(self._last_look)
+        return self._so_far
+
+    def _look(self) -> None:
+        self._task.listen(INTERVAL)
+        self._sample()
+
+    def _last_look(self) -> None:
+        place = self._place
+        self._keep(
+            registers=_ask(lambda: place.recorder.monitor("info registers -a"), ""),
+            guest_console=guest_machine.console(place.agent),
+            qemu_log=guest_machine.qemu_log(place.agent),
+            host_log=place.agent.kernel_log(),
+            stored_byte=place.agent.byte(
+                f"{virtiofs_dax.SHARED}/{fault.FILE}", fault.PAGE * PAGE_SIZE
+            ),
+        )
+        if self._so_far.qemu_ended is None:
+            self._sample(guest_answers=self._guest_answers())
+
+    def _guest_answers(self) -> bool:
+        try:
+            return self._place.guest.run("true", Deadline(5.0, "the guest to answer")).code == 0
+        except ConnectionLostError:
+            return False
+
+    def _step_or_end(self, work: Callable[[], None]) -> None:
+        """Do something that needs the host; if the host is what is gone, record that."""
+        try:
+            work()
+        except ConnectionLostError as error:
+            ended = self._place.host_ended(words=str(error))
+            if ended is None:
+                raise
+            self._keep(host_ended=ended)
+        self._keep(
+            waited=now() - self._touched,
+            probe=self._task.report(),
+            events=tuple(self._events()),
+        )
+
+    def _sample(self, guest_answers: bool | None = None) -> None:
+        place = self._place
+        seen = place.agent.sample(guest_machine.NAME, TAILS)
+        run_state = _ask(lambda: str(place.recorder.execute("query-status")["status"]), "")
+        stats: Mapping[str, int] = _ask(lambda: vcpu_stats(place), {})
+        sample = Sample(
+            at=now() - self._touched,
+            faults=tuple(FrameFaults(*fault) for fault in seen["faults"]),
+            async_started=dict(seen["async_started"]),
+            async_ready=seen["async_ready"],
+            vcpu_stats=stats,
+            vcpu_seconds=seen["vcpu_seconds"],
+            run_state=run_state,
+            guest_answers=guest_answers,
+        )
+        console, qemu_log = seen["tails"]
+        self._keep(
+            samples=(*self._so_far.samples, sample),
+            guest_console=console,
+            qemu_log=qemu_log,
+            qemu_ended=_ended(seen["ended"], qemu_log),
+            host_ended=place.host_ended(),
+        )
+
+    def _events(self) -> Sequence[Event]:
+        place = self._place
+        recorders = [place.recorder, *([place.machine.recorder] if place.machine else [])]
+        events = [event for recorder in recorders for event in recorder.events()]
+        return [
+            dataclasses.replace(event, at=event.at - self._touched)
+            for event in sorted(events, key=lambda event: event.at)
+            if event.at >= self._started
+        ]
+
+    def _keep(self, **changes: Any) -> None:
+        self._so_far = dataclasses.replace(self._so_far, **changes)
+
+
+def vcpu_stats(place: Place) -> dict[str, int]:
+    """KVM's counters of vCPU 0, by name (QMP ``query-stats``, QAPI schema stats.json)."""
+    answer = place.recorder.execute(
+        "query-stats", {"target": "vcpu", "providers": [{"provider": "kvm"}]}
+    )
+    return {
+        stat["name"]: stat["value"]
+        for stat in (answer[0]["stats"] if answer else [])
+        if isinstance(stat["value"], int)
+    }
+
+
+def _ended(code: int | None, words: str) -> Ended | None:
+    if code is None:
+        return None
+    return Ended(code if code >= 0 else None, -code if code < 0 else None, words)
+
+
+def _ask(question: Callable[[], Any], otherwise: Any) -> Any:
+    """Ask QEMU; a QEMU that is gone or silent is part of the observation, not trouble."""
+    try:
+        return question()
+    except HostfaultError:
+        return otherwise

@@ -1,0 +1,120 @@
+"""SSH with paramiko, to machines that are reached through a forwarded Unix socket."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import paramiko
+
+from hostfault.deadline import Deadline, poll
+from hostfault.errors import ConnectionLostError, HostfaultError
+from hostfault.identity import Identity
+
+OUTPUT_LIMIT = 1 << 20  # bytes of a command's output that are kept: the guest is untrusted
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said, and its exit code."""
+
+    code: int
+    text: str
+
+
+class Shell:
+    """A connection to one machine."""
+
+    def __init__(self, name: str, transport: paramiko.Transport) -> None:
+        self.name = name
+        self._transport = transport
+
+    def run(self, command: str, deadline: Deadline) -> Answer:
+        """Run a command to its end; standard error is part of the text.
+
+        Raises :class:`ConnectionLostError` if the machine does not answer in time.
+        """
+        try:
+            with self.open(command, deadline) as channel:
+                channel.settimeout(max(0.1, deadline.left()))
+                text = _read_all(channel)
+                return Answer(channel.recv_exit_status(), text)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise ConnectionLostError(
+                f"{self.name}: no answer to {command!r}: {error or type(error).__name__}"
+            ) from error
+
+    def check(self, command: str, deadline: Deadline) -> str:
+        """Run a command that must succeed; returns its text."""
+        answer = self.run(command, deadline)
+        if answer.code != 0:
+            raise HostfaultError(
+                f"{self.name}: {command!r} failed with {answer.code}: {answer.text.strip()}"
+            )
+        return answer.text
+
+    def open(self, command: str, deadline: Deadline) -> paramiko.Channel:
+        """Start a command and return its channel, for a talk with it."""
+        channel = self._transport.open_session(timeout=max(0.1, deadline.left()))
+        channel.set_combine_stderr(True)
+        channel.settimeout(max(0.1, deadline.left()))
+        channel.exec_command(command)
+        return channel
+
+    def tunnel(self, port: int, deadline: Deadline) -> paramiko.Channel:
+        """A connection to a port on the far machine's loopback interface."""
+        try:
+            return self._transport.open_channel(
+                "direct-tcpip",
+                ("127.0.0.1", port),
+                ("127.0.0.1", 0),
+                timeout=max(0.1, deadline.left()),
+            )
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise ConnectionLostError(f"{self.name}: no way to port {port}: {error}") from error
+
+    def close(self) -> None:
+        """Hang up."""
+        self._transport.close()
+
+
+def connect(name: str, path: Path, identity: Identity, deadline: Deadline) -> Shell:
+    """Connect and log in as root; try again until the deadline.
+
+    QEMU's user-mode network accepts before the far side listens, so a missing banner means
+    "not yet". Raises :class:`~hostfault.errors.DeadlineError`.
+    """
+
+    def attempt() -> Shell | None:
+        try:
+            return Shell(name, _log_in(path, identity, deadline))
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            deadline.saw(f"{type(error).__name__}: {error}")
+            return None
+
+    return poll(deadline, attempt, interval=0.1)
+
+
+def _log_in(path: Path, identity: Identity, deadline: Deadline) -> paramiko.Transport:
+    peer = socket.socket(socket.AF_UNIX)
+    peer.settimeout(max(0.1, deadline.left()))
+    peer.connect(str(path))
+    transport = paramiko.Transport(peer)
+    transport.banner_timeout = min(3.0, max(0.1, deadline.left()))
+    transport.handshake_timeout = min(10.0, max(0.1, deadline.left()))
+    try:
+        transport.connect(hostkey=identity.host_public, username="root", pkey=identity.client_key())
+    except BaseException:
+        transport.close()
+        raise
+    return transport
+
+
+def _read_all(channel: paramiko.Channel) -> str:
+    kept = b""
+    while True:
+        data = channel.recv(65536)
+        if not data:
+            return kept.decode(errors="replace")
+        kept = (kept + data)[:OUTPUT_LIMIT]
