@@ -1,0 +1,99 @@
+"""The guest: an initramfs with the probe, an SSH server and the modules of one kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from hostfault.cache import Cache, key_of
+from hostfault.identity import Identity
+from hostfault.image.initramfs import lay_out, pack
+from hostfault.image.programs import libraries_of
+from hostfault.image.recipes import IMAGES
+from hostfault.kernel.modules import modules_for
+from hostfault.model import GuestImage, HostImage, Kernel
+from hostfault.process import run
+
+log = logging.getLogger(__name__)
+
+PROBE_SOURCE = IMAGES / "probe" / "probe.c"
+GUEST_MODULES = ("virtio_pci", "virtio_net", "pvpanic-pci", "virtiofs")
+_FOLDERS = ("proc", "sys", "dev", "run", "tmp", "mnt", "root", "sbin", "lib64")
+_LAYOUT = "1"  # change it when this module puts other things into the tree
+
+
+def guest_image(
+    cache: Cache,
+    kernel: Kernel,
+    host_image: HostImage,
+    identity: Identity,
+    extra_modules: Sequence[str] = (),
+) -> GuestImage:
+    """The initramfs for a guest kernel, with busybox and dropbear from the host image.
+
+    ``extra_modules`` are what a backing needs beyond :data:`GUEST_MODULES`. Raises
+    :class:`SetupError` if the kernel lacks a module.
+    """
+    modules = modules_for(kernel, [*GUEST_MODULES, *extra_modules])
+    probe = build_probe(cache)
+    key = key_of(
+        {
+            "layout": _LAYOUT,
+            "host image": host_image.key,
+            "recipe": IMAGES / "guest",
+            "probe": probe,
+            "identity": identity.host_public + identity.client_public,
+            **{f"module {number}": each.file for number, each in enumerate(modules)},
+        }
+    )
+
+    def build(place: Path) -> None:
+        log.info("making the guest's initramfs for %s", kernel.release)
+        with tempfile.TemporaryDirectory(dir=place) as tree_name:
+            tree = Path(tree_name)
+            lay_out(
+                tree,
+                root=host_image.root,
+                folders=_FOLDERS,
+                modules=modules,
+                flags={},
+                identity=identity,
+            )
+            shutil.copytree(IMAGES / "guest", tree, dirs_exist_ok=True)
+            shutil.copy(probe, tree / "bin" / "probe")
+            _add_dropbear(tree, host_image.root)
+            pack(tree, place / "initramfs")
+
+    place = cache.obtain("guest-images", key, build)
+    return GuestImage(key, place / "initramfs", probe_source_hash())
+
+
+def build_probe(cache: Cache) -> Path:
+    """The probe, compiled statically by this machine's gcc."""
+    compiler = run(["gcc", "--version"], what="gcc").splitlines()[0]
+    line = ["gcc", "-static", "-O1", "-Wall", "-Wextra"]
+
+    def build(place: Path) -> None:
+        run([*line, "-o", str(place / "probe"), str(PROBE_SOURCE)], what="compiling the probe")
+
+    key = key_of({"source": PROBE_SOURCE, "compiler": compiler, "line": " ".join(line)})
+    return cache.obtain("probe", key, build) / "probe"
+
+
+def probe_source_hash() -> str:
+    """The sha256 of the probe's source, which tells observations of different probes apart."""
+    return hashlib.sha256(PROBE_SOURCE.read_bytes()).hexdigest()
+
+
+def _add_dropbear(tree: Path, root: Path) -> None:
+    """Copy the SSH server and its libraries to where its loader looks for them."""
+    program = "usr/sbin/dropbear"
+    shutil.copy(root / program, tree / "sbin" / "dropbear")
+    for library in libraries_of(root, program):
+        target = tree / ("lib64" if library.parts[0] == "lib64" else library.parent) / library.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / library, target)

@@ -1,0 +1,69 @@
+"""Trees that become an initramfs.
+
+The format is that of Documentation/driver-api/early-userspace/buffer-format.rst: a cpio archive
+of type "newc". It is left uncompressed: unpacking costs an emulated CPU more than reading.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from hostfault.errors import LaunchError
+from hostfault.identity import Identity
+from hostfault.image.programs import applets_of
+from hostfault.kernel.modules import Module, decompressed
+
+
+def lay_out(
+    tree: Path,
+    *,
+    root: Path,
+    folders: Iterable[str],
+    modules: Sequence[Module],
+    flags: Mapping[str, str],
+    identity: Identity,
+) -> None:
+    """Fill ``tree`` with what every initramfs has.
+
+    That is: busybox from the image at ``root`` under all its names, empty ``folders``, the keys,
+    and the modules with ``modules/order``, whose lines say ``FILE FLAG``: ``flags`` has the CPU
+    flag without which a module (named as :attr:`Module.needed_for`) is useless, ``-`` is none.
+    """
+    for folder in ("bin", "modules", "identity", *folders):
+        (tree / folder).mkdir(parents=True, exist_ok=True)
+    shutil.copy(root / "usr/bin/busybox", tree / "bin/busybox")
+    for applet in applets_of(root):
+        if applet != "busybox":
+            (tree / "bin" / applet).symlink_to("busybox")
+    order = []
+    for module in modules:
+        (tree / "modules" / module.name).write_bytes(decompressed(module.file))
+        order.append(f"{module.name} {flags.get(module.needed_for, '-')}\n")
+    (tree / "modules" / "order").write_text("".join(order))
+    shutil.copy(identity.host_key, tree / "identity" / "host_key")
+    (tree / "identity" / "authorized_keys").write_text(identity.client_public + "\n")
+    (tree / "identity").chmod(0o700)
+
+
+def pack(tree: Path, archive: Path) -> None:
+    """Write a tree as a cpio archive in which all belongs to root.
+
+    Raises :class:`LaunchError` with cpio's last words.
+    """
+    names = sorted(str(path.relative_to(tree)) for path in tree.rglob("*"))
+    argv = ["cpio", "--create", "--null", "--quiet", "--reproducible"]
+    argv += ["--format=newc", "--owner=0:0"]
+    with archive.open("wb") as sink:
+        done = subprocess.run(
+            argv,
+            cwd=tree,
+            input="".join(f"{name}\0" for name in names).encode(),
+            stdout=sink,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise LaunchError("cpio", argv, done.returncode, done.stderr.decode(errors="replace"))
