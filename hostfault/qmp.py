@@ -148,15 +148,15 @@ class Recorder:
 
     def keep(self, direction: str, message: Message) -> None:
         """Write a message to the transcript, and keep it if it is an event."""
-        data = dict(message)
+        data: dict[str, Any] = dict(message)
         self._transcript.write(json.dumps({"at": now(), "way": direction, "msg": data}) + "\n")
         self._transcript.flush()
-        if "event" in data:
-            with self._changed:
-                self._events.append(
-                    Event(str(data["event"]), now(), data.get("data", {}), host=self._host)
-                )
-                self._changed.notify_all()
+        if "event" not in data:
+            return
+        event = Event(str(data["event"]), now(), data.get("data", {}), host=self._host)
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify_all()
 
     async def _open(self, path: Path) -> None:
         peer = socket.socket(socket.AF_UNIX)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from base64 import b64decode
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +105,11 @@ def _log_in(path: Path, identity: Identity, deadline: Deadline) -> paramiko.Tran
     transport.banner_timeout = min(3.0, max(0.1, deadline.left()))
     transport.handshake_timeout = min(10.0, max(0.1, deadline.left()))
     try:
-        transport.connect(hostkey=identity.host_public, username="root", pkey=identity.client_key())
+        transport.connect(
+            hostkey=paramiko.Ed25519Key(data=b64decode(identity.host_public.split()[1])),
+            username="root",
+            pkey=paramiko.Ed25519Key(filename=str(identity.client_key)),
+        )
     except BaseException:
         transport.close()
         raise

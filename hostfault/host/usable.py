@@ -1,0 +1,105 @@
+"""Whether this machine's /dev/kvm is of use, found out by booting a guest on it.
+
+A /dev/kvm can answer every ioctl and still run no stock kernel (facts.md), so nothing less than
+the guest's init counts.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+from hostfault.cache import Cache, key_of
+from hostfault.deadline import Deadline
+from hostfault.errors import DeadlineError, HostfaultError, LaunchError
+from hostfault.guest.machine import COMMAND_LINE, READY
+from hostfault.host.emulated import short_directory
+from hostfault.model import GuestImage, Kernel, Qemu
+from hostfault.process import spawn, tail
+from hostfault.qmp import Recorder
+
+DEVICE = Path("/dev/kvm")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+PATIENCE = 60.0  # seconds for a guest to boot; real hardware takes two
+
+
+def why_not(qemu: Qemu, kernel: Kernel, image: GuestImage, cache: Cache) -> str:
+    """The reason why no guest boots on /dev/kvm, or "" if one does.
+
+    The answer is kept per boot of this machine, guest kernel and QEMU.
+    """
+    if not DEVICE.exists():
+        return "there is no /dev/kvm: load kvm_intel or kvm_amd, and switch on VT-x or SVM"
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        return "/dev/kvm is there, but forbidden to this user: join the group kvm, or use sudo"
+    key = key_of(
+        {
+            "boot": BOOT_ID.read_text(),
+            "kernel": kernel.image,
+            "image": image.key,
+            "qemu": " ".join(qemu.argv) + qemu.version,
+        }
+    )
+    entry = cache.obtain("kvm-probe", key, lambda place: _record(place, qemu, kernel, image))
+    return (entry / "reason").read_text()
+
+
+def _record(place: Path, qemu: Qemu, kernel: Kernel, image: GuestImage) -> None:
+    (place / "reason").write_text(_try(place, qemu, kernel, image))
+
+
+def _try(place: Path, qemu: Qemu, kernel: Kernel, image: GuestImage) -> str:
+    console = place / "console.log"
+    log = place / "qemu.log"
+    with ExitStack() as stack:
+        directory = stack.enter_context(short_directory())
+        recorder = stack.enter_context(Recorder("probe QMP", place / "qmp.jsonl"))
+        argv = [
+            *qemu.argv,
+            *("-no-user-config", "-nodefaults", "-machine", "pc,accel=kvm", "-cpu", "host"),
+            *("-m", "256", "-kernel", str(kernel.image), "-initrd", str(image.initramfs)),
+            *("-append", COMMAND_LINE, "-display", "none", "-no-reboot", "-S"),
+            *("-chardev", f"file,id=serial,path={console}", "-serial", "chardev:serial"),
+            *("-chardev", f"socket,id=qmp,path={directory}/qmp,server=on,wait=off"),
+            *("-mon", "chardev=qmp,mode=control"),
+        ]
+        env = {**os.environ, **dict(qemu.env)}
+        child = stack.enter_context(spawn(argv, log=log, env=env, grace=0.0))
+
+        def alive() -> None:
+            if child.poll() is not None:
+                raise LaunchError("QEMU", argv, child.poll(), tail(log))
+
+        try:
+            recorder.connect(directory / "qmp", Deadline(20.0, "QMP of the probing QEMU"), alive)
+            recorder.execute("cont")
+            _wait(recorder, console, Deadline(PATIENCE, "a guest to boot on /dev/kvm"), alive)
+        except HostfaultError as error:
+            return f"guest did not boot: {_words(tail(log)) or _first_line(error)}"
+    return ""
+
+
+def _wait(recorder: Recorder, console: Path, deadline: Deadline, alive: object) -> None:
+    while READY not in tail(console):
+        if callable(alive):
+            alive()
+        deadline.saw(tail(console, 200))
+        deadline.check()
+        if any(event.name == "STOP" for event in recorder.events()):
+            state = recorder.execute("query-status")["status"]
+            raise DeadlineError(deadline.waiting_for, deadline.elapsed(), f"run state {state}")
+        recorder.wait_changed(0.1)
+
+
+def _words(text: str) -> str:
+    """QEMU's own reason, on one line: "KVM internal error. Suberror: 1" and the like."""
+    lines = [line.strip() for line in text.splitlines() if not line.startswith("$ ")]
+    for index, line in enumerate(lines):
+        if "KVM" in line or "error" in line.lower():
+            return ", ".join(word for word in lines[index : index + 2] if "=" not in word)[:200]
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]

@@ -1,0 +1,237 @@
+"""The lab: everything of a run that tests share, and the one call that runs a case."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+from hostfault.cache import Cache, default_cache
+from hostfault.deadline import now
+from hostfault.errors import ConnectionLostError, UsageError
+from hostfault.host.emulated import EmulatedHost, payload
+from hostfault.host.local import LocalHost
+from hostfault.host.machine import MachineSpec
+from hostfault.host.place import Host, Place, Stopwatch
+from hostfault.host.usable import why_not
+from hostfault.identity import Identity, identity
+from hostfault.image import guest_image, host_image, host_initramfs
+from hostfault.kernel import resolve
+from hostfault.kernel.catalog import newest
+from hostfault.model import (
+    GuestImage,
+    HostImage,
+    Kernel,
+    Observation,
+    Qemu,
+    Scenario,
+    Verdict,
+    to_json,
+)
+from hostfault.observe import arm, observe
+from hostfault.qemu import find_qemu, require_shared_memory_device
+from hostfault.settings import Settings
+from hostfault.verdict import final_verdict
+
+Say = Callable[[str], None]
+NESTED = ("/sys/module/kvm_intel/parameters/nested", "/sys/module/kvm_amd/parameters/nested")
+
+
+@dataclass(frozen=True)
+class LabFacts:
+    """What a run stands on; the same for all its tests."""
+
+    host_kind: str  # "local" | "emulated"
+    host_reason: str  # why that one
+    host_kernel: Kernel | None  # None for a local host: it runs what it runs
+    host_release: str  # what `uname -r` says on the host
+    guest_kernel: Kernel
+    qemu: Qemu
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of one case."""
+
+    observation: Observation
+    verdict: Verdict
+    phases: Mapping[str, float]  # seconds, by name
+    cached: bool  # forked from a saved machine
+
+
+class Lab:
+    """Prepares kernels, images and the host once, then runs cases. A context manager."""
+
+    def __init__(self, settings: Settings, say: Say, cache: Cache | None = None) -> None:
+        self._settings = settings
+        self._say = say
+        self._cache = cache or default_cache()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Lab:
+        self._stack.callback(self._cache.close)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def facts(self) -> LabFacts:
+        """What the run stands on; the first call may take minutes."""
+        host, _ = self._host_and_reason
+        emulated = host.kind == "emulated"
+        return LabFacts(
+            host_kind=host.kind,
+            host_reason=self._host_and_reason[1],
+            host_kernel=self._host_kernel if emulated else None,
+            host_release=self._host_kernel.release if emulated else platform.release(),
+            guest_kernel=self._guest_kernel,
+            qemu=self._qemu,
+        )
+
+    def run(self, scenario: Scenario, folder: Path) -> Run:
+        """Run one case; ``folder`` gets everything that was recorded.
+
+        Raises a :class:`~hostfault.errors.HostfaultError` for harness trouble.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        host, _ = self._host_and_reason
+        with ExitStack() as stack:
+            place = stack.enter_context(host.place(scenario, folder))
+            watch = Stopwatch(place.phases)
+            self._say("arming the probe")
+            armed = arm(place, scenario)
+            watch.lap("arm")
+            self._say("watching the touch")
+            observation = observe(place, scenario, armed)
+            watch.lap("touch to verdict")
+            _keep_logs(place, observation, folder)
+            verdict = final_verdict(observation)
+            self._say("ending the guest")
+            ending = now()
+        phases = {**place.phases, "tear-down": now() - ending}
+        return Run(observation, verdict, phases, place.cached)
+
+    @cached_property
+    def _identity(self) -> Identity:
+        return identity(self._cache)
+
+    @cached_property
+    def _host_kernel(self) -> Kernel:
+        return self._resolve(self._settings.host_kernel)
+
+    @cached_property
+    def _guest_kernel(self) -> Kernel:
+        return self._resolve(self._settings.guest_kernel)
+
+    def _resolve(self, name: str | None) -> Kernel:
+        self._say(f"looking for kernel {name or newest()}")
+        return resolve(name or newest(), self._cache)
+
+    @cached_property
+    def _host_image(self) -> HostImage:
+        self._say("looking for the host image")
+        return host_image(self._cache)
+
+    @cached_property
+    def _guest_image(self) -> GuestImage:
+        self._say("looking for the guest image")
+        return guest_image(self._cache, self._guest_kernel, self._host_image, self._identity)
+
+    @cached_property
+    def _qemu(self) -> Qemu:
+        choice = self._settings.qemu
+        image = self._host_image if choice == "image" else None
+        qemu = find_qemu(choice, image)
+        require_shared_memory_device(qemu)
+        return qemu
+
+    @cached_property
+    def _host_and_reason(self) -> tuple[Host, str]:
+        wanted = self._settings.host
+        if wanted == "emulated":
+            reason = "asked for with --host emulated"
+            unusable = self._why_not_kvm() if _nesting() else "no nesting"
+        else:
+            unusable = self._why_not_kvm()
+            reason = f"no usable /dev/kvm: {unusable}" if unusable else "a guest boots on /dev/kvm"
+            if wanted == "local" and unusable:
+                raise UsageError(f"--host local: {reason}; --host emulated needs no KVM")
+        local = wanted == "local" or (wanted == "auto" and not unusable)
+        if local and self._settings.host_kernel:
+            raise UsageError(
+                "--host-kernel needs an emulated host: a local one runs the kernel that it runs. "
+                "Add --host emulated, or leave --host-kernel out"
+            )
+        host = self._local() if local else self._emulated(kvm=not unusable and _nesting())
+        self._stack.callback(host.close)
+        return host, reason
+
+    def _why_not_kvm(self) -> str:
+        self._say("trying to boot a guest on /dev/kvm")
+        return why_not(self._qemu, self._guest_kernel, self._guest_image, self._cache)
+
+    def _local(self) -> Host:
+        return LocalHost(
+            self._qemu, self._guest_kernel, self._guest_image, self._identity, self._say
+        )
+
+    def _emulated(self, *, kvm: bool) -> Host:
+        if self._settings.qemu != "image":
+            raise UsageError(
+                "--qemu needs a local host: in an emulated host the QEMU of its image runs the "
+                "guests. Leave --qemu out, or use --host local"
+            )
+        load = payload(self._guest_kernel.image, self._guest_image.initramfs)
+        initramfs = host_initramfs(
+            self._cache, self._host_kernel, self._host_image, self._identity, load
+        )
+        spec = MachineSpec(
+            qemu=self._qemu,
+            image=self._host_image,
+            kernel=self._host_kernel,
+            initramfs=initramfs,
+            accelerator="kvm" if kvm else "tcg",
+        )
+        return EmulatedHost(spec, self._identity, self._cache, self._say)
+
+
+def _nesting() -> bool:
+    """Whether this machine's KVM lets a guest be a KVM host."""
+    paths = [Path(name) for name in NESTED]
+    return any(path.exists() and path.read_text().strip() in ("1", "Y") for path in paths)
+
+
+def _keep_logs(place: Place, observation: Observation, folder: Path) -> None:
+    """Write what was seen into the test's folder, before anything is torn down."""
+    samples = [json.dumps(to_json(sample)) for sample in observation.samples]
+    texts = {
+        "samples.jsonl": "\n".join(samples),
+        "guest-console.log": observation.guest_console,
+        "guest-qemu.log": observation.qemu_log,
+        "registers.txt": observation.registers,
+        "host-kernel.log": observation.host_log,
+        "probe.jsonl": "\n".join(observation.probe.steps),
+    }
+    if observation.host_ended is None:
+        texts["daxfs.jsonl"] = _daemon_log(place)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+
+
+def _daemon_log(place: Place) -> str:
+    from hostfault.backing import virtiofs_dax
+
+    try:
+        return virtiofs_dax.log(place.agent)
+    except ConnectionLostError as error:
+        return f"not to be had: {error}"
