@@ -1,0 +1,107 @@
+"""The directory of a run, and in it one folder for each test."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from hostfault.deadline import wall_clock
+from hostfault.errors import SetupError, UsageError
+from hostfault.settings import Settings
+
+RUNS = Path(".hostfault/runs")
+
+
+def check(settings: Settings) -> None:
+    """Raise :class:`UsageError` if the artifacts may not go where the person wants them."""
+    target = settings.artifacts
+    if target is None or not target.exists():
+        return
+    if not target.is_dir():
+        raise UsageError(f"--artifacts {target}: is not a directory")
+    if not settings.overwrite and any(target.iterdir()):
+        raise UsageError(
+            f"--artifacts {target}: is not empty; name another directory, "
+            "or say --artifacts-overwrite"
+        )
+
+
+class Artifacts:
+    """Makes the directory of a run when the first test asks for its folder."""
+
+    def __init__(self, settings: Settings, root: Path) -> None:
+        self._settings = settings
+        self._root = root
+        self._directory: Path | None = None
+        self._given: set[str] = set()
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory of this run, None as long as no test has asked."""
+        return self._directory
+
+    def folder(self, test: str) -> Path:
+        """The empty folder of one test. Raises :class:`SetupError` if it cannot be made."""
+        try:
+            if self._directory is None:
+                self._directory = self._new_directory()
+            folder = self._directory / self._unused_name(re.sub(r"[^\w.]+", "-", test).strip("-"))
+            if folder.exists():  # an earlier run's, see --artifacts-overwrite
+                shutil.rmtree(folder)
+            folder.mkdir()
+        except OSError as error:
+            raise SetupError(f"no folder for the artifacts of {test}: {error}") from error
+        return folder
+
+    def _unused_name(self, wanted: str) -> str:
+        """That name, or one with a number if a test of this run has it."""
+        name, number = wanted, 1
+        while name in self._given:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._given.add(name)
+        return name
+
+    def _new_directory(self) -> Path:
+        if self._settings.artifacts is not None:
+            self._settings.artifacts.mkdir(parents=True, exist_ok=True)
+            return self._settings.artifacts
+        runs = self._root / RUNS
+        runs.mkdir(parents=True, exist_ok=True)
+        directory = _unused(runs / time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(wall_clock())))
+        _point(runs / "last", directory.name)
+        return directory
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a file of JSON for people and programs; all of it or, on an error, nothing."""
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    draft.replace(path)
+
+
+def _unused(wanted: Path) -> Path:
+    """Make that directory, or one with a number, if two runs begin in the same second."""
+    number = 1
+    candidate = wanted
+    while True:
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            number += 1
+            candidate = wanted.with_name(f"{wanted.name}_{number}")
+        else:
+            return candidate
+
+
+def _point(link: Path, target: str) -> None:
+    """Make or turn a symbolic link in one step, so that nobody ever finds none."""
+    draft = link.with_name(f".last-{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(target)
+    draft.replace(link)

@@ -1,0 +1,37 @@
+"""Capabilities that a machine may lack: a skip, or under ``--require`` an error."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import pytest
+
+from hostfault.errors import MissingCapabilityError, UsageError
+
+CAPABILITIES: Mapping[str, str] = {
+    "kvm": "a /dev/kvm on which a guest really boots",
+    "dax-window": "a QEMU of 11.1 or newer, with vhost-user-test-device-pci",
+    "tracing": "tracefs on the host, and the right to write to it (usually: run as root)",
+}
+"""The names that ``--require`` takes, and what each of them stands for."""
+
+ALL = "all"
+"""Under ``--require all`` no test may be skipped for a missing capability."""
+
+
+def check_names(required: Collection[str]) -> None:
+    """Raise :class:`UsageError` for a name that no test asks for.
+
+    A name spelt wrong would let a runner go green by skipping.
+    """
+    for name in required:
+        if name not in CAPABILITIES and name != ALL:
+            known = "\n".join(f"  {key}: {text}" for key, text in CAPABILITIES.items())
+            raise UsageError(f"--require {name}: no such capability; there are\n{known}\n  {ALL}")
+
+
+def skip_or_fail(error: MissingCapabilityError, required: Collection[str]) -> None:
+    """Skip the running test, or fail it if the capability is required. Never returns."""
+    if error.capability in required or ALL in required:
+        pytest.fail(f"--require {error.capability}: {error.reason}", pytrace=False)
+    pytest.skip(str(error))

@@ -1,0 +1,16 @@
+"""The same touch where KVM is not asked for the impossible: proof that the tests can tell."""
+
+import signal
+
+from hostfault.cases import Case, each_case
+from hostfault.model import Fault, VerdictKind
+
+
+@each_case("virtiofs-dax", faults=(Fault.NONE, Fault.GUEST), async_pf=(True,))
+def test_control(case: Case) -> None:
+    if case.scenario.fault is Fault.NONE:
+        case.must_be(VerdictKind.OK)
+    else:
+        case.must_be(VerdictKind.TASK_ERROR)
+        assert case.outcome is not None
+        assert case.outcome.value == signal.SIGBUS
