@@ -42,11 +42,11 @@ ATTEMPTS = 3  # a guest in an emulated host dies at its start once in about 30 (
 def payload(guest_kernel: Path, guest_initramfs: Path) -> Mapping[str, Path]:
     """What the host's initramfs must carry, by its name below /run/hostfault."""
     package = Path(hostfault.__file__).parent
+    programs = [package / "__init__.py", *sorted((package / "hostside").rglob("*.py"))]
     return {
         "guest-kernel": guest_kernel,
         "guest-initramfs": guest_initramfs,
-        "python/hostfault/__init__.py": package / "__init__.py",
-        "python/hostfault/hostside": package / "hostside",
+        **{f"python/hostfault/{each.relative_to(package)}": each for each in programs},
     }
 
 
