@@ -16,7 +16,7 @@ from hostfault.image.programs import libraries_of
 from hostfault.image.recipes import IMAGES
 from hostfault.kernel.modules import modules_for
 from hostfault.model import GuestImage, HostImage, Kernel
-from hostfault.process import run
+from hostfault.tools import run_tool
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,11 @@ def guest_image(
 
 def build_probe(cache: Cache) -> Path:
     """The probe, compiled statically by this machine's gcc."""
-    compiler = run(["gcc", "--version"], what="gcc").splitlines()[0]
+    compiler = run_tool(["gcc", "--version"], what="gcc").splitlines()[0]
     line = ["gcc", "-static", "-O1", "-Wall", "-Wextra"]
 
     def build(place: Path) -> None:
-        run([*line, "-o", str(place / "probe"), str(PROBE_SOURCE)], what="compiling the probe")
+        run_tool([*line, "-o", str(place / "probe"), str(PROBE_SOURCE)], what="compiling the probe")
 
     key = key_of({"source": PROBE_SOURCE, "compiler": compiler, "line": " ".join(line)})
     return cache.obtain("probe", key, build) / "probe"

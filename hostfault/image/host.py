@@ -21,7 +21,7 @@ from hostfault.image.recipes import IMAGES, read_list
 from hostfault.kernel.fetch import KEYRING, mirror
 from hostfault.kernel.modules import modules_for
 from hostfault.model import HostImage, Kernel
-from hostfault.process import run
+from hostfault.tools import find_tool, run_tool
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def _build_root(place: Path) -> None:
     root.mkdir()
     # Who runs this owns the files: nothing in the root depends on an owner, and the disk image
     # below makes them root's. Device nodes need real root rights, and devtmpfs brings its own.
-    run(
+    run_tool(
         ["tar", "-C", str(root), "--no-same-owner", "--exclude=./dev/*", "-xf", str(archive)],
         what="unpacking the host's root",
     )
@@ -73,7 +73,7 @@ def _bootstrap(archive: Path) -> None:
         for suite in (SUITE, f"{SUITE}-backports")
     ]
     try:
-        run(
+        run_tool(
             [
                 "mmdebstrap",
                 "--variant=minbase",
@@ -98,8 +98,6 @@ def _explained(error: LaunchError) -> Exception:
     """The error that says what a person can do about a failure of mmdebstrap."""
     if "No space left on device" in error.log_tail:
         return error
-    if error.code is None:
-        return SetupError(f"the host image needs mmdebstrap: apt-get install mmdebstrap\n{error}")
     if "apt-get update" in error.log_tail:
         return CacheMissError(
             f"the host image is not in the cache, and {mirror()} cannot be read: connect to the "
@@ -111,11 +109,21 @@ def _explained(error: LaunchError) -> Exception:
 def _make_disk(root: Path, disk: Path) -> None:
     """An ext4 image of a tree, all of it root's, with :data:`SCRATCH` bytes free."""
     megabytes = (disk_usage(root) * 5 // 4 + SCRATCH) >> 20
-    mke2fs = ["mke2fs", "-q", "-t", "ext4", "-m", "0", "-L", "hostfault", "-d", str(root)]
+    mke2fs = [
+        find_tool("mke2fs"),
+        "-q",
+        "-t",
+        "ext4",
+        "-m",
+        "0",
+        "-L",
+        "hostfault",
+        "-d",
+        str(root),
+    ]
     mke2fs += ["-E", "lazy_itable_init=1,lazy_journal_init=1", str(disk), f"{megabytes}M"]
     as_root = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]
-    sbin = {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
-    run([*as_root, *mke2fs], what="making the host's disk", env=sbin)
+    run_tool([*as_root, *mke2fs], what="making the host's disk")
 
 
 def host_initramfs(

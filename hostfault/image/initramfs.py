@@ -7,14 +7,13 @@ of type "newc". It is left uncompressed: unpacking costs an emulated CPU more th
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from hostfault.errors import LaunchError
 from hostfault.identity import Identity
 from hostfault.image.programs import applets_of
-from hostfault.kernel.modules import Module, decompressed
+from hostfault.kernel.modules import Module, decompress
+from hostfault.tools import run_tool
 
 
 def lay_out(
@@ -40,7 +39,7 @@ def lay_out(
             (tree / "bin" / applet).symlink_to("busybox")
     order = []
     for module in modules:
-        (tree / "modules" / module.name).write_bytes(decompressed(module.file))
+        decompress(module.file, tree / "modules" / module.name)
         order.append(f"{module.name} {flags.get(module.needed_for, '-')}\n")
     (tree / "modules" / "order").write_text("".join(order))
     shutil.copy(identity.host_key, tree / "identity" / "host_key")
@@ -54,16 +53,10 @@ def pack(tree: Path, archive: Path) -> None:
     Raises :class:`LaunchError` with cpio's last words.
     """
     names = sorted(str(path.relative_to(tree)) for path in tree.rglob("*"))
-    argv = ["cpio", "--create", "--null", "--quiet", "--reproducible"]
-    argv += ["--format=newc", "--owner=0:0"]
-    with archive.open("wb") as sink:
-        done = subprocess.run(
-            argv,
-            cwd=tree,
-            input="".join(f"{name}\0" for name in names).encode(),
-            stdout=sink,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
-    if done.returncode != 0:
-        raise LaunchError("cpio", argv, done.returncode, done.stderr.decode(errors="replace"))
+    line = ["cpio", "--create", "--null", "--quiet", "--reproducible", "--format=newc"]
+    run_tool(
+        [*line, "--owner=0:0", f"--file={archive}"],
+        what="packing an initramfs",
+        cwd=tree,
+        input_text="".join(f"{name}\0" for name in names),
+    )

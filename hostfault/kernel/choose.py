@@ -27,7 +27,7 @@ from hostfault.kernel.bzimage import release_of
 from hostfault.kernel.catalog import CatalogEntry, load
 from hostfault.kernel.fetch import mirror, unpack
 from hostfault.model import Kernel
-from hostfault.process import run
+from hostfault.tools import run_tool
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _build(place: Path, entry: CatalogEntry) -> None:
     next(path for path in found if path.is_dir()).rename(modules)
     images = [modules / "vmlinuz", unpacked / "boot" / f"vmlinuz-{entry.release}"]
     next(path for path in images if path.exists()).rename(place / "bzImage")
-    run(
+    run_tool(
         ["depmod", "--basedir", str(place), entry.release],
         what=f"listing the modules of {entry.release}",
     )

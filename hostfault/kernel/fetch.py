@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hostfault.cache import Cache, key_of
 from hostfault.errors import CacheMissError, LaunchError, SetupError
-from hostfault.process import run
+from hostfault.tools import run_tool
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,9 @@ def unpack(place: Path, suite: str, packages: Sequence[str]) -> None:
         _update(environment, wanted, suite)
         _download(environment, work / "packages", packages, suite)
         for package in sorted((work / "packages").glob("*.deb")):
-            run(["dpkg-deb", "--extract", str(package), str(place)], what=f"unpacking {package}")
+            run_tool(
+                ["dpkg-deb", "--extract", str(package), str(place)], what=f"unpacking {package}"
+            )
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -85,7 +87,7 @@ def _private_apt(work: Path, suite: str) -> dict[str, str]:
 
 def _update(environment: dict[str, str], wanted: str, suite: str) -> None:
     try:
-        run(
+        run_tool(
             ["apt-get", "-q", "update"],
             what="apt-get update",
             timeout=DOWNLOAD_PATIENCE,
@@ -104,7 +106,7 @@ def _download(
     environment: dict[str, str], place: Path, packages: Sequence[str], suite: str
 ) -> None:
     try:
-        run(
+        run_tool(
             ["apt-get", "-q", "download", *packages],
             what="apt-get download",
             timeout=DOWNLOAD_PATIENCE,

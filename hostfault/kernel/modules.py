@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import lzma
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from hostfault.errors import LaunchError, SetupError
 from hostfault.model import Kernel
-from hostfault.process import run
+from hostfault.tools import run_tool
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def modules_for(kernel: Kernel, wanted: Sequence[str]) -> list[Module]:
 def _dependencies(root: Path, kernel: Kernel, name: str) -> list[Path]:
     argv = ["modprobe", "--show-depends", "-C", "/dev/null", "-d", str(root)]
     try:
-        lines = run([*argv, "-S", kernel.release, name], what=f"looking for module {name}")
+        lines = run_tool([*argv, "-S", kernel.release, name], what=f"looking for module {name}")
     except LaunchError as error:
         raise SetupError(
             f"kernel {kernel.name} ({kernel.release}) has no module {name}, and it is not built "
@@ -62,14 +61,15 @@ def _dependencies(root: Path, kernel: Kernel, name: str) -> list[Path]:
     ]
 
 
-def decompressed(file: Path) -> bytes:
-    """A module as the kernel's loader wants it, whichever way it is compressed."""
+def decompress(file: Path, target: Path) -> None:
+    """Write a module as the kernel's loader wants it, whichever way ``file`` is compressed."""
     data = file.read_bytes()
-    if data[:6] == b"\xfd7zXZ\0":
-        return lzma.decompress(data)
-    if data[:2] == b"\x1f\x8b":
-        return gzip.decompress(data)
-    if data[:4] == b"\x28\xb5\x2f\xfd":
-        done = subprocess.run(["zstd", "-dc"], input=data, capture_output=True, check=True)
-        return done.stdout
-    return data
+    if data.startswith(b"\xfd7zXZ\0"):
+        target.write_bytes(lzma.decompress(data))
+    elif data.startswith(b"\x1f\x8b"):
+        target.write_bytes(gzip.decompress(data))
+    elif data.startswith(b"\x28\xb5\x2f\xfd"):
+        line = ["zstd", "--quiet", "--decompress", "--force", "-o", str(target), str(file)]
+        run_tool(line, what=f"decompressing {file}")
+    else:
+        target.write_bytes(data)
