@@ -1,0 +1,90 @@
+"""The daemon: ``python3 -m hostfault.hostside.daxfs``.
+
+Serves one connection and ends: 0 when the front-end hung up, 1 when it broke the protocol, 2 for
+a command line that can't be served.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hostfault.hostside.daxfs.device import Device, Settings
+from hostfault.hostside.daxfs.eventlog import EventLog
+from hostfault.hostside.daxfs.nodes import raise_descriptor_limit
+from hostfault.hostside.daxfs.vhost_user import PeerError
+from hostfault.hostside.daxfs.window import ALIGNMENT, MAX_SIZE
+
+MAX_TAG = 36  # bytes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the daemon; returns its exit code."""
+    options = _parse(arguments)
+    signal.signal(signal.SIGTERM, _leave)
+    os.umask(0)  # the guest's kernel has applied its umask
+    with options.log.open("a", encoding="ascii") as stream, _listening(options) as listener:
+        log = EventLog(stream)
+        max_nodes, max_handles = raise_descriptor_limit()
+        settings = Settings(options.shared, options.window, options.tag, max_nodes, max_handles)
+        log.event("listening", shared=str(options.shared), window=options.window)
+        connection, _ = listener.accept()
+        listener.close()
+        log.event("connected")
+        with connection:
+            try:
+                Device(connection, settings, log).serve()
+            except PeerError as error:
+                log.event("disconnect", clean=False, reason=str(error))
+                return 1
+        log.event("disconnect", clean=True)
+    return 0
+
+
+def _leave(number: int, _frame: object) -> None:
+    """Let the ``finally`` blocks run: a file may be longer than it should be at this moment."""
+    raise SystemExit(128 + number)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="hostfault.hostside.daxfs", description=__doc__)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--fd", type=int, help="a listening AF_UNIX socket that was inherited")
+    where.add_argument("--socket", type=Path, help="where to listen")
+    parser.add_argument("--shared", type=Path, required=True, help="the directory to serve")
+    parser.add_argument("--log", type=Path, required=True, help="the log, as JSON lines")
+    parser.add_argument("--window", type=int, default=64 << 20, help="bytes of the DAX window")
+    parser.add_argument("--tag", default="hostfault", help="the name that the guest mounts")
+    options = parser.parse_args(arguments)
+    if not options.shared.is_dir():
+        parser.error(f"--shared {options.shared}: not a directory")
+    if options.window % ALIGNMENT or not 0 < options.window <= MAX_SIZE:
+        parser.error(f"--window {options.window}: not a multiple of {ALIGNMENT} up to {MAX_SIZE}")
+    if not 0 < len(options.tag.encode()) <= MAX_TAG:
+        parser.error(f"--tag {options.tag}: not 1 to {MAX_TAG} bytes")
+    return options
+
+
+@contextmanager
+def _listening(options: argparse.Namespace) -> Iterator[socket.socket]:
+    if options.fd is not None:
+        with socket.socket(fileno=options.fd) as listener:
+            yield listener
+        return
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(options.socket))
+        try:
+            listener.listen(1)
+            yield listener
+        finally:
+            options.socket.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
