@@ -42,11 +42,12 @@ def frame_growth(observation: Observation) -> tuple[FrameFaults, ...]:
     return _growth(first, observation.samples[-1])
 
 
-def repetition(observation: Observation) -> Repetition | None:
+def repetition(observation: Observation, *, anywhere: bool = False) -> Repetition | None:
     """The frame that repeats: the expected one, else the one that repeats most.
 
-    Only a frame all of whose faults since the touch come from the probe's instruction counts:
-    faults from two places are a task that moves.
+    Only a frame all of whose faults since the touch come from one instruction counts: faults
+    from two places are a task that moves. It must be the instruction that the probe named,
+    unless ``anywhere``.
     """
     by_frame: dict[int, list[FrameFaults]] = {}
     for growth in frame_growth(observation):
@@ -55,7 +56,9 @@ def repetition(observation: Observation) -> Repetition | None:
     standing = [
         faults[0]
         for gfn, faults in by_frame.items()
-        if expected in (None, gfn) and len(faults) == 1 and (not rip or faults[0].rip in (0, rip))
+        if expected in (None, gfn)
+        and len(faults) == 1
+        and (anywhere or rip == 0 or faults[0].rip in (0, rip))
     ]
     if not standing:
         return None

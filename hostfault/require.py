@@ -9,9 +9,7 @@ import pytest
 from hostfault.errors import MissingCapabilityError, UsageError
 
 CAPABILITIES: Mapping[str, str] = {
-    "kvm": "a /dev/kvm on which a guest really boots",
-    "dax-window": "a QEMU of 11.1 or newer, with vhost-user-test-device-pci",
-    "tracing": "tracefs on the host, and the right to write to it (usually: run as root)",
+    "shared-memory-device": "a QEMU of 11.1 or newer, built with vhost-user-test-device-pci",
 }
 """The names that ``--require`` takes, and what each of them stands for."""
 

@@ -6,6 +6,7 @@ host sees comes before what the guest says, so that no guest can talk a spin int
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -67,7 +68,9 @@ def final_verdict(observation: Observation) -> Verdict:
     Raises :class:`DeadlineError` with what was seen if nothing is proven: time that passes
     proves nothing.
     """
-    verdict = judge(observation) or _contradicted_spin(observation) or _stall(observation)
+    verdict = (
+        judge(observation) or _spin_against_the_guests_word(observation) or _stall(observation)
+    )
     if verdict is None:
         raise DeadlineError(
             "proof of what became of the guest task", observation.waited, _seen(observation)
@@ -157,18 +160,21 @@ def _guest_events(observation: Observation) -> Iterator[Event]:
 def _spin(observation: Observation) -> Verdict | None:
     if observation.probe.outcome is not None:
         return None
-    return _proven_spin(observation, "")
+    return _proven_spin(observation, repetition(observation))
 
 
-def _contradicted_spin(observation: Observation) -> Verdict | None:
-    """At the deadline the host still counts faults, though the guest says that it is over."""
-    if observation.probe.outcome is None:
-        return None
-    return _proven_spin(observation, ", though the guest says otherwise")
+def _spin_against_the_guests_word(observation: Observation) -> Verdict | None:
+    """At the deadline: what the host counts, whatever outcome or place the guest has named."""
+    remark = ", though the guest reports an outcome" if observation.probe.outcome else ""
+    found = repetition(observation, anywhere=True)
+    if found is not None and not remark:
+        remark = f", which is not the probe's {observation.probe.rip:#x}"
+    return _proven_spin(observation, found, remark)
 
 
-def _proven_spin(observation: Observation, remark: str) -> Verdict | None:
-    found = repetition(observation)
+def _proven_spin(
+    observation: Observation, found: Repetition | None, remark: str = ""
+) -> Verdict | None:
     if found is None or found.count < SPIN_FAULTS or not found.going_on:
         return None
     last = observation.samples[-1]
@@ -231,22 +237,25 @@ def _outcome(observation: Observation) -> Verdict | None:
     if outcome is None or not frame_is_quiet(observation):
         return None
     evidence = (*evidence_of_faults(observation), _probe_line(observation))
-    if outcome.kind == "value":
-        return _value(observation, outcome, evidence)
-    return _task_error(observation, outcome, evidence)
+    match outcome.kind:
+        case "value":
+            return _value(observation, outcome, evidence)
+        case "signal":
+            return _signal(observation, outcome, evidence)
+        case "errno" if outcome.value > 0:
+            return Verdict(VerdictKind.TASK_ERROR, _errno_name(outcome.value), evidence)
+        case _:
+            return None  # not a word of the probe's language
 
 
-def _task_error(
+def _signal(
     observation: Observation, outcome: Outcome, evidence: tuple[str, ...]
 ) -> Verdict | None:
+    """A task error, if it is the kernel's signal for that access and not one that was sent."""
     probe = observation.probe
-    if outcome.kind == "errno":
-        if outcome.value <= 0:
-            return None
-        return Verdict(VerdictKind.TASK_ERROR, f"errno {outcome.value}", evidence)
     same_page = outcome.address // PAGE_SIZE == probe.address // PAGE_SIZE
     same_instruction = probe.rip != 0 and outcome.rip == probe.rip
-    sent_by_a_task = outcome.code <= 0  # SI_USER and its kin: somebody called kill()
+    sent_by_a_task = outcome.code <= 0  # SI_USER and its kin: see sigaction(2)
     if sent_by_a_task or not (same_page or same_instruction):
         return None
     summary = (
@@ -330,6 +339,10 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def _errno_name(number: int) -> str:
+    return f"errno {number} ({errno.errorcode.get(number, 'unknown')})"
 
 
 def _last_line(text: str) -> str:
