@@ -11,9 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
+from hostfault.backing import virtiofs_dax
 from hostfault.cache import Cache, default_cache
 from hostfault.deadline import now
-from hostfault.errors import ConnectionLostError, UsageError
+from hostfault.errors import HostfaultError, UsageError
+from hostfault.guest import machine as guest_machine
 from hostfault.host.emulated import EmulatedHost, payload
 from hostfault.host.local import LocalHost
 from hostfault.host.machine import MachineSpec
@@ -108,13 +110,14 @@ class Lab:
         with ExitStack() as stack:
             place = stack.enter_context(host.place(scenario, folder))
             watch = Stopwatch(place.phases)
+            stack.callback(_keep_logs, place, folder)
             self._say("arming the probe")
             armed = arm(place, scenario)
             watch.lap("arm")
             self._say("watching the touch")
             observation = observe(place, scenario, armed)
             watch.lap("touch to verdict")
-            _keep_logs(place, observation, folder)
+            _keep_observation(observation, folder)
             verdict = final_verdict(observation)
             self._say("ending the guest")
             ending = now()
@@ -211,27 +214,29 @@ def _nesting() -> bool:
     return any(path.exists() and path.read_text().strip() in ("1", "Y") for path in paths)
 
 
-def _keep_logs(place: Place, observation: Observation, folder: Path) -> None:
-    """Write what was seen into the test's folder, before anything is torn down."""
+def _keep_observation(observation: Observation, folder: Path) -> None:
+    """Write what was seen into the test's folder."""
     samples = [json.dumps(to_json(sample)) for sample in observation.samples]
     texts = {
         "samples.jsonl": "\n".join(samples),
-        "guest-console.log": observation.guest_console,
-        "guest-qemu.log": observation.qemu_log,
         "registers.txt": observation.registers,
         "host-kernel.log": observation.host_log,
         "probe.jsonl": "\n".join(observation.probe.steps),
     }
-    if observation.host_ended is None:
-        texts["daxfs.jsonl"] = _daemon_log(place)
     for name, text in texts.items():
         (folder / name).write_text(text)
 
 
-def _daemon_log(place: Place) -> str:
-    from hostfault.backing import virtiofs_dax
-
-    try:
-        return virtiofs_dax.log(place.agent)
-    except ConnectionLostError as error:
-        return f"not to be had: {error}"
+def _keep_logs(place: Place, folder: Path) -> None:
+    """Fetch the logs that lie on the host, however the case went; a dead host gives none."""
+    sources = {
+        "guest-console.log": guest_machine.console,
+        "guest-qemu.log": guest_machine.qemu_log,
+        "daxfs.jsonl": virtiofs_dax.log,
+    }
+    for name, source in sources.items():
+        try:
+            text = source(place.agent)
+        except HostfaultError as error:
+            text = f"not to be had: {error}"
+        (folder / name).write_text(text)
