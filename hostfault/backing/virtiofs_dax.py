@@ -102,7 +102,7 @@ def find_mapping(log_text: str, inode: int, offset: int) -> PageMapping | None:
     where = (0, 0)
     for record in _records(log_text):
         begin = record.get("moffset", 0)
-        if record.get("event") == "map" and record.get("ino") == inode:
+        if record.get("event") == "map" and record.get("st_ino") == inode:
             inside = offset - record["foffset"]
             if 0 <= inside < record["len"]:
                 found = PageMapping(begin + inside, bool(record["writable"]))

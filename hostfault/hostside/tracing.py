@@ -32,7 +32,7 @@ def histogram(text: str) -> list[tuple[dict[str, int], int]]:
         keys = {}
         for part in match["keys"].split(","):
             name, _, value = part.partition(":")
-            keys[name.strip()] = int(value.strip(), 0)
+            keys[name.strip()] = int(value)
         entries.append((keys, int(match["count"])))
     return entries
 
@@ -57,8 +57,9 @@ class Tracer:
                 continue
             fields = (folder / "format").read_text()
             known = [key for key in keys if re.search(rf"\b{key};", fields)]
-            hexed = ",".join(["common_pid", *(f"{key}.hex" for key in known)])
-            (folder / "trigger").write_text(f"hist:keys={hexed}:size=16384\n")
+            (folder / "trigger").write_text(
+                f"hist:keys={','.join(['common_pid', *known])}:size=16384\n"
+            )
             self._events.append(event)
         return self._events
 
