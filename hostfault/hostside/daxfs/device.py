@@ -82,12 +82,21 @@ class Device:
         kicks = {queue.kick_fd: queue for queue in self._queues if queue.running}
         for fd in (self._main.fileno(), *kicks):
             poll.register(fd, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(None if block else 0)}
-        for fd in ready & kicks.keys():
-            os.read(fd, 8)
-            self._kicked.add(kicks[fd])
+        ready = dict(poll.poll(None if block else 0))
+        for fd in ready.keys() & kicks.keys():
+            self._take_kick(kicks[fd], ready[fd])
         if self._main.fileno() in ready:
             self._serve_main()
+
+    def _take_kick(self, queue: Virtqueue, events: int) -> None:
+        try:
+            if not events & select.POLLIN or not os.read(queue.kick_fd, 8):
+                raise OSError("it has no other end")
+        except OSError as error:
+            queue.fail()
+            self._log.refused(f"kick descriptor: {error}", queue=queue.index)
+            return
+        self._kicked.add(queue)
 
     # --- rings ------------------------------------------------------------------------
 
@@ -218,9 +227,12 @@ class Device:
 
     def set_backend_req_fd(self, message: Message) -> None:
         """SET_BACKEND_REQ_FD: the socket for our own requests."""
+        fd = message.only_fd()
+        backend = vu.Channel(socket.socket(fileno=fd))
+        message.fds.clear()
         if self._backend is not None:
             self._backend.close()
-        self._backend = vu.Channel(socket.socket(fileno=message.take_fd()))
+        self._backend = backend
 
     def set_mem_table(self, message: Message) -> None:
         """SET_MEM_TABLE: all of the memory at once."""
@@ -239,15 +251,24 @@ class Device:
     def add_mem_reg(self, message: Message) -> None:
         """ADD_MEM_REG: more memory, or what was just mapped in the DAX window."""
         region = vu.MemoryRegion.decode(message.payload, vu.MEM_REG_PADDING)
-        if len(message.fds) != 1:
-            raise MalformedError(f"{len(message.fds)} file descriptors instead of 1")
-        reachable = self._memory.add(region, message.fds[0])
-        self._log.event("memory", guest=region.guest, len=region.length, reachable=reachable)
+        fd = message.only_fd()
+        reachable = self._memory.add(region, fd)
+        st = os.fstat(fd)
+        self._log.event(
+            "memory",
+            guest=region.guest,
+            len=region.length,
+            offset=region.offset,
+            st_dev=st.st_dev,
+            st_ino=st.st_ino,
+            reachable=reachable,
+        )
 
     def rem_mem_reg(self, message: Message) -> None:
         """REM_MEM_REG."""
         region = vu.MemoryRegion.decode(message.payload, vu.MEM_REG_PADDING)
         self._memory.remove(region)
+        self._log.event("memory-gone", guest=region.guest, len=region.length)
 
     def set_vring_num(self, message: Message) -> None:
         """SET_VRING_NUM: its number of entries, a power of two (VIRTIO 1.2, 2.7)."""

@@ -11,7 +11,7 @@ import os
 import stat
 
 from hostfault.hostside.daxfs import fuse, libc
-from hostfault.hostside.daxfs.nodes import OPEN_FLAGS, Node, error
+from hostfault.hostside.daxfs.nodes import OPEN_FLAGS, Node, closed_on_error, error
 from hostfault.hostside.daxfs.share import Request, Share, component, entry, find
 
 _RENAME_FLAGS = 1 | 2  # RENAME_NOREPLACE, RENAME_EXCHANGE
@@ -53,7 +53,7 @@ def mknod(share: Share, request: Request) -> bytes:
     if stat.S_IFMT(wanted.mode) not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK):
         raise error(errno.EPERM)
     directory, name = _target(share, request, fuse.MknodIn.width())
-    os.mknod(name, wanted.mode, dir_fd=directory.fd)
+    os.mknod(name, stat.S_IFMT(wanted.mode) | wanted.mode & 0o7777, dir_fd=directory.fd)
     return _created(share, request, directory, name, wanted.mode)
 
 
@@ -79,24 +79,23 @@ def create(share: Share, request: Request) -> bytes:
     """CREATE: make and open a regular file, or open the one that is there."""
     wanted = fuse.CreateIn.decode(request.body)
     directory, name = _target(share, request, fuse.CreateIn.width())
-    flags = wanted.flags & OPEN_FLAGS | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(
-            name, flags | os.O_CREAT | os.O_EXCL, wanted.mode & 0o7777, dir_fd=directory.fd
-        )
+        flags = wanted.flags & OPEN_FLAGS | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, wanted.mode & 0o7777, dir_fd=directory.fd)
     except FileExistsError:
         if wanted.flags & os.O_EXCL:
             raise
-        node = find(share, directory, name)  # its open refuses what is not a regular file
-        fd = _open_or_forget(share, node, wanted.flags)
+        node = find(share, directory, name)
+        with share.nodes.kept(node):
+            handle = share.handles.add(node.open(wanted.flags), node)
     else:
-        node = _adopt_opened(share, fd)
-        _give_to_caller(request, directory, node, wanted.mode)
-    try:
-        handle = share.handles.add(fd, node)
-    except OSError:
-        share.nodes.forget(node.number, 1)
-        raise
+        with closed_on_error(fd):
+            opened = os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+            node = share.nodes.adopt(opened)
+            with share.nodes.kept(node):
+                _give_to_caller(request, directory, node, wanted.mode)
+        with share.nodes.kept(node):
+            handle = share.handles.add(fd, node)
     return entry(node) + fuse.OpenOut(handle).encode()
 
 
@@ -149,7 +148,8 @@ def _created(
     share: Share, request: Request, directory: Node, name: bytes, mode: int | None
 ) -> bytes:
     node = find(share, directory, name)
-    _give_to_caller(request, directory, node, mode)
+    with share.nodes.kept(node):
+        _give_to_caller(request, directory, node, mode)
     return entry(node)
 
 
@@ -165,20 +165,3 @@ def _give_to_caller(request: Request, directory: Node, node: Node, mode: int | N
     os.chown(node.path, request.header.uid, -1 if keeps_group else request.header.gid)
     if mode is not None and mode & (stat.S_ISUID | stat.S_ISGID):
         node.chmod(mode)
-
-
-def _adopt_opened(share: Share, fd: int) -> Node:
-    """The node of an open descriptor, which is closed if that fails."""
-    try:
-        return share.nodes.adopt(os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC))
-    except OSError:
-        os.close(fd)
-        raise
-
-
-def _open_or_forget(share: Share, node: Node, flags: int) -> int:
-    try:
-        return node.open(flags)
-    except OSError:
-        share.nodes.forget(node.number, 1)
-        raise

@@ -11,6 +11,8 @@ import errno
 import os
 import resource
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,15 +101,24 @@ class Nodes:
         node = self._by_key.get(key)
         if node is not None:
             os.close(fd)
-        elif len(self._by_number) >= self._limit:
-            os.close(fd)
-            raise error(errno.ENFILE)
         else:
+            with closed_on_error(fd):
+                if len(self._by_number) >= self._limit:
+                    raise error(errno.ENFILE)
             self._last += 1
             node = Node(self._last, fd, key, 0)
             self._by_number[node.number] = self._by_key[key] = node
         node.lookups += 1
         return node
+
+    @contextmanager
+    def kept(self, node: Node) -> Iterator[None]:
+        """Take back one lookup if the block raises: the guest will not hear of it."""
+        try:
+            yield
+        except BaseException:
+            self.forget(node.number, 1)
+            raise
 
     def forget(self, number: int, lookups: int) -> None:
         """Take back lookups; the last one ends the node. Raises OSError (ESTALE)."""
@@ -142,10 +153,10 @@ class Handles:
         return len(self._handles)
 
     def add(self, fd: int, node: Node, *, directory: bool = False) -> int:
-        """A number for a descriptor, which is now ours. Raises OSError (ENFILE)."""
-        if len(self._handles) >= self._limit:
-            os.close(fd)
-            raise error(errno.ENFILE)
+        """A number for a descriptor, which is ours, also if this raises OSError (ENFILE)."""
+        with closed_on_error(fd):
+            if len(self._handles) >= self._limit:
+                raise error(errno.ENFILE)
         self._last += 1
         self._handles[self._last] = Handle(fd, node.number, directory)
         return self._last
@@ -173,6 +184,16 @@ class Handles:
 def error(number: int) -> OSError:
     """An OSError with its text."""
     return OSError(number, os.strerror(number))
+
+
+@contextmanager
+def closed_on_error(fd: int) -> Iterator[None]:
+    """Close a descriptor if the block raises."""
+    try:
+        yield
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def raise_descriptor_limit() -> tuple[int, int]:

@@ -184,11 +184,17 @@ class Message:
     payload: bytes
     fds: list[int] = field(default_factory=list)
 
-    def take_fd(self) -> int:
-        """The only descriptor, which the caller now owns."""
+    def only_fd(self) -> int:
+        """The only descriptor, which is still the message's. Raises MalformedError."""
         if len(self.fds) != 1:
             raise MalformedError(f"{len(self.fds)} file descriptors instead of 1")
-        return self.fds.pop()
+        return self.fds[0]
+
+    def take_fd(self) -> int:
+        """The only descriptor, which is now the caller's. Raises MalformedError."""
+        fd = self.only_fd()
+        self.fds.clear()
+        return fd
 
     def number(self) -> int:
         """The payload as one number."""
@@ -250,10 +256,7 @@ class Channel:
             message.payload = self._read(header.length, message.fds)
             if len(message.payload) < header.length:
                 raise MalformedError(f"end within the payload of {name_of(header.request)}")
-        except MalformedError as error:
-            message.close()
-            raise PeerError(str(error)) from error
-        except (PeerError, OSError) as error:
+        except (PeerError, MalformedError, OSError) as error:
             message.close()
             raise PeerError(str(error)) from error
         return message

@@ -51,25 +51,21 @@ class Window:
         self._mappings: dict[int, Mapping] = {}  # by moffset
 
     def map(self, node: Node, wanted: Mapping) -> None:
-        """Map a part of a file, in place of what is mapped there. Raises OSError."""
-        self._check_range(wanted.moffset, wanted.length)
+        """Map a part of a file, in place of what is mapped there. Raises OSError.
+
+        What is mapped there stays if anything but the front-end is against it.
+        """
+        replaced = self._touched(wanted.moffset, wanted.length)
         if wanted.foffset % PAGE or wanted.foffset + wanted.length >= 1 << 63:
             raise error(errno.EINVAL)
-        self.unmap(wanted.moffset, wanted.length)
-        if len(self._mappings) >= MAX_MAPPINGS:
+        if len(self._mappings) - len(replaced) >= MAX_MAPPINGS:
             raise error(errno.ENOSPC)
         fd = node.open(os.O_RDWR)
         try:
             with _long_enough(fd, wanted.foffset + wanted.length) as st:
-                request = ShmemRange(
-                    SHMID,
-                    bytes(7),
-                    wanted.foffset,
-                    wanted.moffset,
-                    wanted.length,
-                    SHMEM_WRITABLE if wanted.writable else 0,
-                )
-                done = self._ask(BackendRequest.SHMEM_MAP, request, fd)
+                for known in replaced:
+                    self._unmap(known)
+                done = self._ask(BackendRequest.SHMEM_MAP, _range(wanted), fd)
         finally:
             os.close(fd)
         details = _details(node, st, wanted)
@@ -81,16 +77,7 @@ class Window:
 
     def unmap(self, moffset: int, length: int) -> None:
         """Unmap all mappings in a range, which must not cut through one. Raises OSError."""
-        self._check_range(moffset, length)
-        touched = [
-            known
-            for known in self._mappings.values()
-            if known.moffset < moffset + length and moffset < known.moffset + known.length
-        ]
-        for known in touched:
-            if known.moffset < moffset or known.moffset + known.length > moffset + length:
-                raise error(errno.EINVAL)
-        for known in touched:
+        for known in self._touched(moffset, length):
             self._unmap(known)
 
     def clear(self) -> None:
@@ -101,13 +88,28 @@ class Window:
     def _unmap(self, known: Mapping) -> None:
         """Unmap; a front-end that knows of no such mapping (it was reset) is right."""
         del self._mappings[known.moffset]
-        request = ShmemRange(SHMID, bytes(7), 0, known.moffset, known.length, 0)
-        done = self._ask(BackendRequest.SHMEM_UNMAP, request, None)
+        done = self._ask(BackendRequest.SHMEM_UNMAP, _range(known), None)
         self._log.event("unmap", moffset=known.moffset, len=known.length, known=done)
 
-    def _check_range(self, moffset: int, length: int) -> None:
+    def _touched(self, moffset: int, length: int) -> list[Mapping]:
+        """The mappings in a range of the window. Raises OSError if it cuts through one."""
         if moffset % PAGE or length % PAGE or not 0 < length <= self.size - moffset:
             raise error(errno.EINVAL)
+        end = moffset + length
+        touched = [
+            known
+            for known in self._mappings.values()
+            if known.moffset < end and moffset < known.moffset + known.length
+        ]
+        if any(known.moffset < moffset or known.moffset + known.length > end for known in touched):
+            raise error(errno.EINVAL)
+        return touched
+
+
+def _range(mapping: Mapping) -> ShmemRange:
+    flags = SHMEM_WRITABLE if mapping.writable else 0
+    where = (mapping.foffset, mapping.moffset, mapping.length)
+    return ShmemRange(SHMID, bytes(7), *where, flags)
 
 
 def _details(node: Node, st: os.stat_result, mapping: Mapping) -> dict[str, object]:
