@@ -73,4 +73,5 @@ def as_outcome(required: Collection[str]) -> Iterator[None]:
     except MissingCapabilityError as error:
         skip_or_fail(error, required)
     except HostfaultError as error:
-        pytest.fail(f"harness trouble ({type(error).__name__}): {error}", pytrace=False)
+        text = f"harness trouble ({type(error).__name__}): {error}"
+        raise pytest.fail.Exception(text, pytrace=False) from None

@@ -104,6 +104,7 @@ class HostfaultSession:
         self._rows: dict[str, Row] = {}
         self._current = ""
         self._interrupted = False
+        self._waiting_for = ""
         self._cleanup_trouble = ""
 
     # --- the way of a session, in order ---
@@ -147,6 +148,7 @@ class HostfaultSession:
     def pytest_keyboard_interrupt(self) -> None:
         """Remember it for the summary."""
         self._interrupted = True
+        self._waiting_for = self.progress.text
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -168,7 +170,7 @@ class HostfaultSession:
             done = {self._current, *self._rows}
             left = [test for test in self._scenarios if test not in done]
             if self._current or left:
-                show_unfinished(terminalreporter, self._current, self.progress.text, left)
+                show_unfinished(terminalreporter, self._current, self._waiting_for, left)
         if self._cleanup_trouble:
             terminalreporter.section("clean-up")
             terminalreporter.write_line(self._cleanup_trouble, red=True)
@@ -203,9 +205,9 @@ class HostfaultSession:
         return record
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def lab(pytestconfig: pytest.Config) -> Lab:
-    """The lab that runs scenarios."""
+    """The session's lab, opened for the first test that needs it."""
     session = _session(pytestconfig)
     with as_outcome(session.settings.require):
         found, _ = session.keeper.ready()

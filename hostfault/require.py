@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import NoReturn
 
 import pytest
 
@@ -28,8 +29,9 @@ def check_names(required: Collection[str]) -> None:
             raise UsageError(f"--require {name}: no such capability; there are\n{known}\n  {ALL}")
 
 
-def skip_or_fail(error: MissingCapabilityError, required: Collection[str]) -> None:
-    """Skip the running test, or fail it if the capability is required. Never returns."""
+def skip_or_fail(error: MissingCapabilityError, required: Collection[str]) -> NoReturn:
+    """Skip the running test, or fail it if the capability is required. Always raises."""
     if error.capability in required or ALL in required:
-        pytest.fail(f"--require {error.capability}: {error.reason}", pytrace=False)
-    pytest.skip(str(error))
+        text = f"--require {error.capability}: {error.reason}"
+        raise pytest.fail.Exception(text, pytrace=False) from None
+    raise pytest.skip.Exception(str(error)) from None

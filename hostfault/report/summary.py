@@ -39,7 +39,7 @@ def first_line(report: pytest.TestReport) -> str:
     else:
         crash = getattr(report.longrepr, "reprcrash", None)
         text = crash.message if crash else report.longreprtext
-    return text.strip().splitlines()[0] if text.strip() else ""
+    return text.strip().removeprefix("Failed: ").partition("\n")[0]
 
 
 def show_table(
