@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from hostfault.cache import Cache, disk_usage, key_of
-from hostfault.errors import CacheMissError, LaunchError, SetupError
+from hostfault.errors import LaunchError, SetupError
 from hostfault.identity import Identity
 from hostfault.image.initramfs import lay_out, pack
 from hostfault.image.recipes import IMAGES, read_list
-from hostfault.kernel.fetch import KEYRING, mirror
+from hostfault.kernel.fetch import KEYRING, explained, mirror
 from hostfault.kernel.modules import modules_for
 from hostfault.model import HostImage, Kernel
 from hostfault.tools import find_tool, run_tool
@@ -91,18 +92,15 @@ def _bootstrap(archive: Path) -> None:
             timeout=BUILD_PATIENCE,
         )
     except LaunchError as error:
-        raise _explained(error) from error
+        raise _explain(error) from error
 
 
-def _explained(error: LaunchError) -> Exception:
+def _explain(error: LaunchError) -> Exception:
     """The error that says what a person can do about a failure of mmdebstrap."""
     if "No space left on device" in error.log_tail:
         return error
-    if "apt-get update" in error.log_tail:
-        return CacheMissError(
-            f"the host image is not in the cache, and {mirror()} cannot be read: connect to the "
-            f"network (HOSTFAULT_MIRROR names another mirror)\n{error}"
-        )
+    if re.search(r"^E: apt-get update .*failed", error.log_tail, re.MULTILINE):
+        return explained(error, "the host image", SUITE)
     return SetupError(f"the host image could not be made\n{error}")
 
 

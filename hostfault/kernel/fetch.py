@@ -94,12 +94,22 @@ def _update(environment: dict[str, str], wanted: str, suite: str) -> None:
             env=environment,
         )
     except LaunchError as error:
-        if "No space left on device" in error.log_tail:
-            raise
-        raise CacheMissError(
-            f"{wanted} is not in the cache, and {suite} at {mirror()} cannot be read: "
-            f"connect to the network (HOSTFAULT_MIRROR names another mirror)\n{error}"
-        ) from error
+        raise explained(error, wanted, suite) from error
+
+
+def explained(error: LaunchError, wanted: str, suite: str) -> Exception:
+    """What a person can do about an ``apt-get update`` that failed for lack of ``wanted``."""
+    if "No space left on device" in error.log_tail:
+        return error
+    if "is not signed" in error.log_tail or "BADSIG" in error.log_tail:
+        return SetupError(
+            f"the signature of {suite} at {mirror()} could not be verified, so {wanted} was not "
+            f"fetched: apt-get install --only-upgrade debian-archive-keyring\n{error}"
+        )
+    return CacheMissError(
+        f"not in the cache: {wanted}; and {suite} at {mirror()} cannot be read: "
+        f"connect to the network (HOSTFAULT_MIRROR names another mirror)\n{error}"
+    )
 
 
 def _download(

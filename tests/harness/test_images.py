@@ -246,14 +246,16 @@ def test_the_host_image_is_made_once(bootstrap: Path, cache: Cache) -> None:
 def test_no_network_for_the_host_image_is_one_error_that_says_so(
     bootstrap: Path, cache: Cache
 ) -> None:
-    (bootstrap / "broken").write_text("E: Could not resolve\nE: apt-get update failed\n")
+    (bootstrap / "broken").write_text(
+        "E: Could not resolve\nE: apt-get update --error-on=any failed\n"
+    )
     with pytest.raises(CacheMissError, match="connect to the network") as caught:
         host_image(cache)
     assert "Could not resolve" in str(caught.value)
 
 
 def test_another_failure_of_mmdebstrap_shows_its_last_words(bootstrap: Path, cache: Cache) -> None:
-    (bootstrap / "broken").write_text("E: run_chroot failed")
+    (bootstrap / "broken").write_text("I: running apt-get update...\nE: run_chroot failed")
     with pytest.raises(SetupError, match="run_chroot failed"):
         host_image(cache)
 

@@ -157,11 +157,20 @@ def test_apt_is_told_to_verify_with_the_archive_keyring_and_to_fail_on_any_error
 
 def test_no_network_and_nothing_cached_is_one_error_that_says_so(apt: Path, cache: Cache) -> None:
     (apt / "broken").write_text("E: Could not resolve 'deb.debian.org'")
-    with pytest.raises(CacheMissError, match="not in the cache") as caught:
+    with pytest.raises(CacheMissError, match="not in the cache: linux-image-test;") as caught:
         resolve("6.6", cache)
     assert "connect to the network" in str(caught.value)
     assert "Could not resolve 'deb.debian.org'" in str(caught.value)
     assert not [path for path in cache.root.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+def test_a_signature_that_cannot_be_verified_is_not_called_a_dead_network(
+    apt: Path, cache: Cache
+) -> None:
+    (apt / "broken").write_text("E: The repository 'http://deb suite InRelease' is not signed.")
+    with pytest.raises(SetupError, match="could not be verified") as caught:
+        resolve("6.6", cache)
+    assert not isinstance(caught.value, CacheMissError)
 
 
 def test_a_package_that_left_the_mirror_is_named(apt: Path, cache: Cache) -> None:
