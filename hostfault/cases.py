@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from hostfault.model import Access, Fault, Outcome, Scenario, Verdict, VerdictKind
+from hostfault.model import Access, Fault, Scenario, Verdict, VerdictKind
 from hostfault.report.record import Record, failure
 
 
@@ -55,11 +55,6 @@ class Case:
         """What became of it."""
         return self.record.run.verdict
 
-    @property
-    def outcome(self) -> Outcome | None:
-        """What the task reported."""
-        return self.record.run.observation.probe.outcome
-
     def must_be_told(self) -> None:
         """Fail unless somebody learnt of the error: the task, or under --accept vm the VMM."""
         __tracebackhide__ = True
@@ -71,6 +66,14 @@ class Case:
         __tracebackhide__ = True
         if self.verdict.kind is not kind:
             pytest.fail(f"expected {kind.value}, got {failure(self.record)}", pytrace=False)
+
+    def must_be_signal(self, number: int) -> None:
+        """Fail unless the task got that signal for its access."""
+        __tracebackhide__ = True
+        self.must_be(VerdictKind.TASK_ERROR)
+        outcome = self.record.run.observation.probe.outcome
+        if outcome is None or (outcome.kind, outcome.value) != ("signal", number):
+            pytest.fail(f"expected signal {number}, got {failure(self.record)}", pytrace=False)
 
 
 def group_by_machine(

@@ -35,6 +35,7 @@ class Progress:
             config.add_cleanup(self._close)
         self._text = ""
         self._since = now()
+        self._drawn = False
         self._said: set[str] = set()
         self._printed_at = -REPEAT_SECONDS
         self._lock = threading.Lock()
@@ -67,7 +68,8 @@ class Progress:
         finally:
             stop.set()
             ticker.join()
-            self._draw("")
+            if self._drawn:
+                self._draw("")
 
     def _tick(self, stop: threading.Event) -> None:
         while not stop.wait(REDRAW_SECONDS):
@@ -86,6 +88,7 @@ class Progress:
         column = writer.width_of_current_line
         right = f"\x1b[{column}C" if column else ""
         shown = text[: writer.fullwidth - 1]
+        self._drawn = bool(shown)
         os.write(self._terminal, f"\n\r\x1b[2K{shown}\x1b[A\r{right}".encode())
 
     def _print(self, text: str) -> None:

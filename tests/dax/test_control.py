@@ -11,6 +11,4 @@ def test_control(case: Case) -> None:
     if case.scenario.fault is Fault.NONE:
         case.must_be(VerdictKind.OK)
     else:
-        case.must_be(VerdictKind.TASK_ERROR)
-        assert case.outcome is not None
-        assert case.outcome.value == signal.SIGBUS
+        case.must_be_signal(signal.SIGBUS)

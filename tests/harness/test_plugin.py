@@ -160,6 +160,13 @@ def test_a_control_case_wants_one_verdict_exactly(suite: pytest.Pytester) -> Non
     result.stdout.fnmatch_lines(["expected task-error, got OK: *"])
 
 
+def test_a_control_case_wants_its_signal(suite: pytest.Pytester) -> None:
+    lab_that(suite, verdict="'task-error'")  # but its observation has no signal in it
+    result = suite.runpytest("-k", "guest-load")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["expected signal 7, got TASK-ERROR: *"])
+
+
 # --- harness trouble ---
 
 
