@@ -136,7 +136,7 @@ def test_a_spawned_program_dies_with_a_harness_that_is_killed(tmp_path: Path) ->
     log = tmp_path / "log"
     script = (
         "import sys\nfrom pathlib import Path\nfrom hostfault.process import spawn\n"
-        f"with spawn(['sleep', '60'], log=Path({str(log)!r})) as child:\n"
+        f"with spawn(['sh', '-c', 'echo ready; exec sleep 60'], log=Path({str(log)!r})) as child:\n"
         "    print(child.pid, flush=True)\n"
         "    sys.stdin.read()\n"
     )
@@ -146,6 +146,7 @@ def test_a_spawned_program_dies_with_a_harness_that_is_killed(tmp_path: Path) ->
     with harness:
         assert harness.stdout is not None
         child = int(harness.stdout.readline())
+        wait_for_line(log, "ready")
         harness.kill()
     wait_until_gone(child)
 
