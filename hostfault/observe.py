@@ -119,6 +119,8 @@ class Recording:
     def _look(self) -> None:
         self._task.listen(INTERVAL)
         self._sample()
+        if self._task.report().outcome is not None:
+            self._keep(stored_byte=self._byte_in_the_file())
 
     def _last_look(self) -> None:
         place = self._place
@@ -127,12 +129,14 @@ class Recording:
             guest_console=guest_machine.console(place.agent),
             qemu_log=guest_machine.qemu_log(place.agent),
             host_log=place.agent.kernel_log(),
-            stored_byte=place.agent.byte(
-                f"{virtiofs_dax.SHARED}/{fault.FILE}", fault.PAGE * PAGE_SIZE
-            ),
+            stored_byte=self._byte_in_the_file(),
         )
         if self._so_far.qemu_ended is None:
             self._sample(guest_answers=self._guest_answers())
+
+    def _byte_in_the_file(self) -> int | None:
+        path = f"{virtiofs_dax.SHARED}/{fault.FILE}"
+        return self._place.agent.byte(path, fault.PAGE * PAGE_SIZE)
 
     def _guest_answers(self) -> bool:
         try:

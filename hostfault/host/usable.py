@@ -7,6 +7,7 @@ the guest's init counts.
 from __future__ import annotations
 
 import os
+import re
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -93,12 +94,10 @@ def _wait(recorder: Recorder, console: Path, deadline: Deadline, alive: object) 
 
 
 def _words(text: str) -> str:
-    """QEMU's own reason, on one line: "KVM internal error. Suberror: 1" and the like."""
+    """QEMU's own reason, on one line: "KVM internal error. Suberror: 1, emulation failure"."""
     lines = [line.strip() for line in text.splitlines() if not line.startswith("$ ")]
-    for index, line in enumerate(lines):
-        if "KVM" in line or "error" in line.lower():
-            return ", ".join(word for word in lines[index : index + 2] if "=" not in word)[:200]
-    return ""
+    telling = [line for line in lines if re.match(r"KVM|emulation|.*(could not|failed)", line)]
+    return ", ".join(telling[:2])[:200]
 
 
 def _first_line(error: Exception) -> str:
