@@ -129,7 +129,7 @@ def _evidence(
     gfn = found.gfn if found else observation.expected_gfn
     if gfn is not None:
         count = sum(growth.count for growth in _growth(first, last) if growth.gfn == gfn)
-        place = f" from rip {found.rip:#x} alone, {found.recent:,} of them last" if found else ""
+        place = f" from rip {found.rip:#x} alone, {found.recent:,} of them lately" if found else ""
         yield f"KVM tracepoint kvm_page_fault: {count:,} faults on gfn {gfn:#x}{place}"
         started = last.async_started.get(gfn, 0) - first.async_started.get(gfn, 0)
         ready = last.async_ready - first.async_ready

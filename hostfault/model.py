@@ -250,7 +250,9 @@ def _from_json(kind: Any, data: Any, where: str) -> Any:
         return kind(data)
     if kind is float and type(data) is int:
         return float(data)
-    if type(data) is not kind:
+    if origin is not None or not isinstance(
+        data, kind
+    ):  # a bool will do as an int: some statistics are flags
         raise ValueError(f"{where}: {data!r} is not {getattr(kind, '__name__', kind)}")
     return data
 

@@ -29,7 +29,7 @@ from hostfault.report.table import Row, header, render
 from hostfault.settings import Settings
 
 OBSERVATION = observation_from_json(
-    json.loads((Path(__file__).parent / "observations/spin.apf-handmade.json").read_text())
+    json.loads((Path(__file__).parent / "observations/spin.apf-7.3.4.json").read_text())
 )
 STOCK = Kernel("7.3", "7.3.4+deb13-cloud-amd64", Path("/k/bzImage"), Path("/k/modules"), True)
 QEMU = Qemu("image", "11.1.3", ("qemu",), ())
