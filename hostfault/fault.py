@@ -6,12 +6,13 @@ from hostfault.backing import virtiofs_dax
 from hostfault.deadline import Deadline
 from hostfault.errors import HostfaultError
 from hostfault.host.agent import Agent
+from hostfault.host.place import Place
 from hostfault.model import PAGE_SIZE, Access, Fault, Scenario
-from hostfault.ssh import Shell
 
 PAGES = 16  # length of the file
 PAGE = 8  # the page that is touched: neither the first nor the last
 FILE = "data"
+SHARED_FILE = f"{virtiofs_dax.SHARED}/{FILE}"  # for the agent
 STORED = 0x5A  # what a store writes; in no page's pattern
 
 
@@ -22,7 +23,7 @@ def pattern() -> list[int]:
 
 def prepare(agent: Agent) -> None:
     """Make the file on the host."""
-    agent.make_file(f"{virtiofs_dax.SHARED}/{FILE}", pattern(), PAGE_SIZE)
+    agent.make_file(SHARED_FILE, pattern(), PAGE_SIZE)
 
 
 def expected(scenario: Scenario) -> int | None:
@@ -32,17 +33,16 @@ def expected(scenario: Scenario) -> int | None:
     return STORED if scenario.access is Access.STORE else pattern()[PAGE]
 
 
-def inject(scenario: Scenario, agent: Agent, guest: Shell) -> None:
+def inject(place: Place, scenario: Scenario) -> None:
     """Do it, and check that it is done."""
-    path = f"{virtiofs_dax.SHARED}/{FILE}"
     if scenario.fault is Fault.NONE:
         return
     wanted = PAGE * PAGE_SIZE if scenario.fault is Fault.MIDDLE else 0
     if scenario.fault is Fault.GUEST:
-        inside = f"{virtiofs_dax.MOUNT_POINT}/{FILE}"
-        guest.check(f"truncate -s {wanted} {inside}", Deadline(20.0, "the guest to truncate"))
+        command = f"truncate -s {wanted} {virtiofs_dax.MOUNT_POINT}/{FILE}"
+        place.guest.check(command, Deadline(20.0, "the guest to truncate"))
     else:
-        agent.truncate(path, wanted)
-    size = agent.stat(path)["size"]
+        place.agent.truncate(SHARED_FILE, wanted)
+    size = place.agent.stat(SHARED_FILE)["size"]
     if size != wanted:
         raise HostfaultError(f"the host file has {size} bytes after the fault, not {wanted}")

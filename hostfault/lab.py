@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -105,12 +105,9 @@ class Lab:
 
         Raises a :class:`~hostfault.errors.HostfaultError` for harness trouble.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        host, _ = self._host_and_reason
         with ExitStack() as stack:
-            place = stack.enter_context(host.place(scenario, folder))
+            place = stack.enter_context(self.place(scenario, folder))
             watch = Stopwatch(place.phases)
-            stack.callback(_keep_logs, place, folder)
             self._say("arming the probe")
             armed = arm(place, scenario)
             watch.lap("arm")
@@ -123,6 +120,15 @@ class Lab:
             ending = now()
         phases = {**place.phases, "tear-down": now() - ending}
         return Run(observation, verdict, phases, place.cached)
+
+    @contextmanager
+    def place(self, scenario: Scenario, folder: Path) -> Iterator[Place]:
+        """A fresh guest for one case; its logs are in ``folder`` afterwards, however it went."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            place = stack.enter_context(self._host_and_reason[0].place(scenario, folder))
+            stack.callback(_keep_logs, place, folder)
+            yield place
 
     @cached_property
     def _identity(self) -> Identity:

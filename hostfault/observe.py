@@ -13,7 +13,7 @@ from hostfault.deadline import Deadline, now
 from hostfault.errors import ConnectionLostError, HostfaultError
 from hostfault.guest import machine as guest_machine
 from hostfault.guest import probe
-from hostfault.host.place import Place
+from hostfault.host.place import HOST_CALLS, Place
 from hostfault.model import (
     PAGE_SIZE,
     Access,
@@ -57,11 +57,16 @@ def arm(place: Place, scenario: Scenario) -> Armed:
     return Armed(task, virtiofs_dax.gfn(base, mapping))
 
 
-def observe(place: Place, scenario: Scenario, armed: Armed) -> Observation:
+def observe(
+    place: Place,
+    scenario: Scenario,
+    armed: Armed,
+    inject: Callable[[Place, Scenario], None] = fault.inject,
+) -> Observation:
     """Inject the fault, give the word, and record until the verdict is proven or time is over."""
     recording = Recording(place, scenario, armed)
     recording.begin()
-    fault.inject(scenario, place.agent, place.guest)
+    recording.inject(inject)
     recording.touch()
     deadline = Deadline(PATIENCE, "a verdict")
     while recording.verdict() is None and not deadline.passed():
@@ -91,6 +96,10 @@ class Recording:
         self._started = self._touched = now()
         self._step_or_end(self._sample)
 
+    def inject(self, fault_of: Callable[[Place, Scenario], None]) -> None:
+        """Do to the host what the case is about; the host may not survive it."""
+        self._step_or_end(lambda: fault_of(self._place, self._so_far.scenario))
+
     def touch(self) -> None:
         """Give the word; from here on time is counted."""
         self._touched = now()
@@ -100,7 +109,8 @@ class Recording:
                 for sample in self._so_far.samples
             )
         )
-        self._task.go()
+        if self._so_far.host_ended is None:
+            self._step_or_end(self._task.go)
 
     def step(self) -> None:
         """Wait a little for the probe or an event, then look at everything."""
@@ -135,29 +145,42 @@ class Recording:
             self._sample(guest_answers=self._guest_answers())
 
     def _byte_in_the_file(self) -> int | None:
-        path = f"{virtiofs_dax.SHARED}/{fault.FILE}"
-        return self._place.agent.byte(path, fault.PAGE * PAGE_SIZE)
+        return self._place.agent.byte(fault.SHARED_FILE, fault.PAGE * PAGE_SIZE)
 
-    def _guest_answers(self) -> bool:
+    def _guest_answers(self) -> bool | None:
+        if self._so_far.samples[-1].run_state != "running":
+            return None
         try:
             return self._place.guest.run("true", Deadline(5.0, "the guest to answer")).code == 0
         except ConnectionLostError:
             return False
 
     def _step_or_end(self, work: Callable[[], None]) -> None:
-        """Do something that needs the host; if the host is what is gone, record that."""
+        """Do something that needs the machines; if one of them is what is gone, record that."""
         try:
             work()
         except ConnectionLostError as error:
-            ended = self._place.host_ended(words=str(error))
-            if ended is None:
-                raise
-            self._keep(host_ended=ended)
+            self._find_out_who_is_gone(error)
         self._keep(
             waited=now() - self._touched,
             probe=self._task.report(),
             events=tuple(self._events()),
         )
+
+    def _find_out_who_is_gone(self, error: ConnectionLostError) -> None:
+        """A dead host, QEMU or guest is part of the observation; anything else is trouble."""
+        place = self._place
+        ended = place.host_ended()
+        if ended is None and not place.host_answers():
+            ended = place.host_ended(words=f"{error}; {HOST_CALLS} more calls went unanswered")
+            if ended is None:  # a local host: then the agent is what is gone
+                raise error
+        self._keep(host_ended=ended)
+        if ended is None:
+            self._sample()
+            self._keep(events=tuple(self._events()))
+            if self.verdict() is None:
+                raise error
 
     def _sample(self, guest_answers: bool | None = None) -> None:
         place = self._place
@@ -205,7 +228,7 @@ def vcpu_stats(place: Place) -> dict[str, int]:
     return {
         stat["name"]: stat["value"]
         for stat in (answer[0]["stats"] if answer else [])
-        if isinstance(stat["value"], int)
+        if type(stat["value"]) is int  # not the booleans, like guest_mode
     }
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from hostfault.deadline import Deadline
 from hostfault.errors import ConnectionLostError, HostfaultError, ProtocolError
+
+SLICE = 0.3  # seconds between two looks at whether the host still lives
 
 
 class Stream(Protocol):
@@ -26,10 +29,15 @@ class Agent:
     operation failed there.
     """
 
-    def __init__(self, stream: Stream, timeout: float = 15.0) -> None:
+    def __init__(
+        self, stream: Stream, alive: Callable[[], None] = lambda: None, timeout: float = 10.0
+    ) -> None:
+        """``alive`` is asked during every wait, and raises if the host is known to be dead."""
         self._stream = stream
+        self._alive = alive
         self._timeout = timeout
         self._buffer = b""
+        self._asked = 0
 
     def close(self) -> None:
         """Hang up."""
@@ -54,6 +62,10 @@ class Agent:
         """End a child; returns its code."""
         return int(self._ask("end", name=name))
 
+    def kill(self, name: str) -> int:
+        """Kill a child without a warning; returns its code."""
+        return int(self._ask("kill", name=name))
+
     def read(self, path: str, offset: int = 0, limit: int = 65536) -> tuple[str, int]:
         """Text of a file from ``offset`` (negative: from its end), and where to read on."""
         part = self._ask("read", path=path, offset=offset, limit=limit)
@@ -66,6 +78,10 @@ class Agent:
     def make_directory(self, path: str) -> None:
         """Make a directory."""
         self._ask("make_directory", path=path)
+
+    def write(self, path: str, text: str) -> None:
+        """Write a file; what it held is gone."""
+        self._ask("write", path=path, text=text)
 
     def truncate(self, path: str, size: int) -> int:
         """Cut a file; returns the size that it then has."""
@@ -93,10 +109,15 @@ class Agent:
         return str(self._ask("kernel_log"))
 
     def _ask(self, op: str, **fields: Any) -> Any:
+        self._asked += 1
+        request = {"id": self._asked, "op": op, **fields}
+        deadline = Deadline(self._timeout, f"the host's agent to answer {op}")
         try:
-            self._stream.settimeout(self._timeout)
-            self._stream.sendall(json.dumps({"op": op, **fields}).encode() + b"\n")
-            reply = json.loads(self._line(op))
+            self._stream.settimeout(SLICE)
+            self._stream.sendall(json.dumps(request).encode() + b"\n")
+            reply = json.loads(self._line(deadline))
+            while reply.get("id") != self._asked:  # late, to a question that was given up
+                reply = json.loads(self._line(deadline))
         except OSError as error:
             raise ConnectionLostError(f"the host's agent did not answer {op}: {error}") from error
         except ValueError as error:
@@ -105,11 +126,17 @@ class Agent:
             raise HostfaultError(f"{op} failed on the host: {reply['error']}")
         return reply["ok"]
 
-    def _line(self, op: str) -> bytes:
+    def _line(self, deadline: Deadline) -> bytes:
         while b"\n" not in self._buffer:
-            data = self._stream.recv(65536)
+            try:
+                data = self._stream.recv(65536)
+            except TimeoutError:
+                self._alive()
+                if deadline.passed():
+                    raise ConnectionLostError(str(deadline.error())) from None
+                continue
             if not data:
-                raise ConnectionLostError(f"the host's agent hung up at {op}")
+                raise ConnectionLostError(f"the agent hung up: {deadline.waiting_for}")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line

@@ -19,11 +19,18 @@ import hostfault
 from hostfault.backing import virtiofs_dax
 from hostfault.cache import Cache, key_of
 from hostfault.deadline import Deadline
-from hostfault.errors import HostfaultError, SetupError
+from hostfault.errors import ConnectionLostError, HostfaultError, SetupError
 from hostfault.guest import machine as guest_machine
 from hostfault.host import machine as host_machine
 from hostfault.host.agent import Agent
-from hostfault.host.machine import AGENT_PORT, GUEST_SSH_PORT, QMP_PORT, MachineSpec, Sockets
+from hostfault.host.machine import (
+    AGENT_PORT,
+    GUEST_SSH_PORT,
+    QMP_PORT,
+    Machine,
+    MachineSpec,
+    Sockets,
+)
 from hostfault.host.place import Place, Say, Stopwatch, boot_guest, mount_backing, reach_guest
 from hostfault.identity import Identity
 from hostfault.model import Scenario
@@ -145,7 +152,7 @@ class EmulatedHost:
             watch.lap("host boot")
             shell = self._reach(stack, sockets)
             watch.lap("host ssh")
-            agent = _start_agent(stack, shell)
+            agent = _start_agent(stack, shell, machine)
             virtiofs_dax.start(agent, DIRECTORY, [PYTHON], PYTHON_ENV)
             recorder = stack.enter_context(Recorder("guest QMP", folder / "guest-qmp.jsonl"))
             boot_guest(agent, _guest_command(scenario), {}, recorder, sockets.guest_qmp, self.say)
@@ -181,7 +188,7 @@ class EmulatedHost:
         recorder.connect(sockets.guest_qmp, Deadline(30.0, "QMP of the guest's QEMU"))
         recorder.execute("cont")
         shell = self._reach(stack, sockets)
-        agent = _call_agent(stack, shell)
+        agent = _call_agent(stack, shell, machine)
         watch.lap("host ssh")
         guest = reach_guest(sockets.guest_ssh, self.identity, self.say)
         stack.callback(guest.close)
@@ -209,7 +216,7 @@ def _guest_command(scenario: Scenario) -> list[str]:
     return guest_machine.command(spec, scenario)
 
 
-def _start_agent(stack: ExitStack, shell: Shell) -> Agent:
+def _start_agent(stack: ExitStack, shell: Shell, machine: Machine) -> Agent:
     """Start the agent so that it outlives this connection, then call it."""
     words = " ".join(f"{name}={value}" for name, value in PYTHON_ENV.items())
     log = f"{PAYLOAD}/agent.log"
@@ -220,12 +227,16 @@ def _start_agent(stack: ExitStack, shell: Shell) -> Agent:
         "sleep 0.1; done",
         Deadline(30.0, "the agent to listen"),
     )
-    return _call_agent(stack, shell)
+    return _call_agent(stack, shell, machine)
 
 
-def _call_agent(stack: ExitStack, shell: Shell) -> Agent:
+def _call_agent(stack: ExitStack, shell: Shell, machine: Machine) -> Agent:
+    def alive() -> None:
+        if machine.ended() is not None:
+            raise ConnectionLostError("the emulated host is dead")
+
     deadline = Deadline(20.0, "the agent to answer")
-    agent = Agent(shell.tunnel(AGENT_PORT, deadline))
+    agent = Agent(shell.tunnel(AGENT_PORT, deadline), alive)
     stack.callback(agent.close)
     agent.hello()
     return agent

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from hostfault.backing import virtiofs_dax
 from hostfault.deadline import Deadline, now
+from hostfault.errors import ConnectionLostError
 from hostfault.guest import machine as guest_machine
 from hostfault.host.agent import Agent
 from hostfault.host.machine import Machine
@@ -18,6 +19,7 @@ from hostfault.model import Ended, Scenario
 from hostfault.qmp import Recorder
 from hostfault.ssh import Shell, connect
 
+HOST_CALLS = 3  # unanswered calls that make a host count as hung
 BOOT_PATIENCE = 120.0  # seconds; an emulated guest takes 5 to 8
 Say = Callable[[str], None]
 
@@ -42,6 +44,16 @@ class Place:
             return None
         ended = self.machine.ended()
         return ended or (self.machine.hung(words) if words else None)
+
+    def host_answers(self) -> bool:
+        """Whether the host's agent answers one of a few calls."""
+        for _ in range(HOST_CALLS):
+            try:
+                self.agent.hello()
+            except ConnectionLostError:
+                continue
+            return True
+        return False
 
 
 class Host(Protocol):

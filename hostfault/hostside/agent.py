@@ -5,7 +5,8 @@ directory; a local host uses this, so that nothing outlives the harness.
 ``--listen PORT``: serve one harness after the other on the loopback interface and keep the
 children in between; an emulated host uses this, so that they live on in a saved machine.
 
-A request is ``{"op": NAME, ...}``, an answer ``{"ok": VALUE}`` or ``{"error": TEXT}``.
+A request is ``{"id": N, "op": NAME, ...}``, its answer ``{"id": N, "ok": VALUE}`` or
+``{"id": N, "error": TEXT}``.
 """
 
 from __future__ import annotations
@@ -92,6 +93,11 @@ class Agent:
             os.killpg(child.pid, signal.SIGKILL)  # what it started and left in its group
         return child.wait(10)
 
+    def kill(self, name: str) -> int:
+        """Kill a child without a warning; returns its code."""
+        self._children[name].kill()
+        return self._children[name].wait(10)
+
     def read(self, path: str, offset: int = 0, limit: int = 65536) -> dict[str, Any]:
         """Part of a file as text, with its size; a negative offset counts from the end."""
         with self._path(path).open("rb") as stream:
@@ -104,6 +110,10 @@ class Agent:
     def make_file(self, path: str, fill: list[int], page_size: int) -> None:
         """Write a file in which page N is full of the byte ``fill[N]``."""
         self._path(path).write_bytes(b"".join(bytes([byte]) * page_size for byte in fill))
+
+    def write(self, path: str, text: str) -> None:
+        """Write a file; what it held is gone."""
+        self._path(path).write_text(text)
 
     def make_directory(self, path: str) -> None:
         """Make a directory, and those above it."""
@@ -180,15 +190,16 @@ OPERATIONS = frozenset(name for name in vars(Agent) if not name.startswith("_"))
 
 def answer(agent: Agent, line: bytes) -> dict[str, Any]:
     """Carry out one request; whatever goes wrong is told to the harness."""
+    number = None
     try:
         request = json.loads(line)
-        op = request.pop("op")
+        number, op = request.pop("id"), request.pop("op")
         if op not in OPERATIONS:
-            return {"error": f"no such operation: {op}"}
+            return {"id": number, "error": f"no such operation: {op}"}
         method: Callable[..., Any] = getattr(agent, op)
-        return {"ok": method(**request)}
+        return {"id": number, "ok": method(**request)}
     except Exception as error:  # the harness decides what it means
-        return {"error": f"{type(error).__name__}: {error}"}
+        return {"id": number, "error": f"{type(error).__name__}: {error}"}
 
 
 def serve(agent: Agent, connection: socket.socket) -> None:
