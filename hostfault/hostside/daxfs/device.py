@@ -93,8 +93,8 @@ class Device:
             if not events & select.POLLIN or not os.read(queue.kick_fd, 8):
                 raise OSError("it has no other end")
         except OSError as error:
-            queue.fail()
             self._log.refused(f"kick descriptor: {error}", queue=queue.index)
+            queue.fail()
             return
         self._kicked.add(queue)
 
@@ -102,16 +102,15 @@ class Device:
 
     def _serve_queue(self, queue: Virtqueue) -> None:
         """Answer what waits in a ring, but not more than a ring full before looking up."""
+        self._kicked.discard(queue)  # first, as it may be stopped and kicked anew meanwhile
         try:
             for _ in range(queue.size):
                 if not queue.running or not self._serve_one(queue):
-                    break
-            else:
-                return  # there may be more
+                    return
+            self._kicked.add(queue)  # there may be more
         except (RingError, OutsideMemoryError) as error:
-            queue.fail()
             self._log.refused(str(error), queue=queue.index)
-        self._kicked.discard(queue)
+            queue.fail()
 
     def _serve_one(self, queue: Virtqueue) -> bool:
         """Answer one request; False if there is none, or the ring was stopped meanwhile."""
