@@ -1,0 +1,99 @@
+"""The local host, for real: an emulated host has a /dev/kvm that works, so pytest runs there."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from hostfault.cache import Cache, default_cache, key_of
+from hostfault.deadline import Deadline
+from hostfault.host import machine as host_machine
+from hostfault.host.emulated import payload, short_directory
+from hostfault.host.machine import MachineSpec, Sockets
+from hostfault.identity import identity
+from hostfault.image import guest_image, host_image, host_initramfs
+from hostfault.kernel import resolve
+from hostfault.kernel.catalog import newest
+from hostfault.model import HostImage
+from hostfault.process import run
+from hostfault.qemu import find_qemu
+from hostfault.ssh import connect
+
+PROJECT = Path(__file__).parents[2]
+WHERE = "/run/hostfault/project"
+PACKAGES = ("pytest", "pytest-timeout", "qemu.qmp", "paramiko")
+COMMAND = (
+    f"cd {WHERE} && PYTHONPATH=/run/hostfault/site:{WHERE}:{WHERE}/tests/machine "
+    "python3 -m pytest -p local_lab --host local --qemu system -k zero-load-apf tests/dax"
+)
+
+LEFT = "ls -d /tmp/hostfault-* 2>/dev/null; busybox pidof qemu-system-x86_64"
+
+
+def site_packages(cache: Cache, image: HostImage) -> Path:
+    """The Python packages of the harness, for the Python of the host image."""
+    version = next((image.root / "usr/lib").glob("python3.*")).name.removeprefix("python")
+    wanted = {"packages": " ".join(PACKAGES), "python": version, "machine": platform.machine()}
+
+    def build(place: Path) -> None:
+        tags = [f"--platform=manylinux{tag}_x86_64" for tag in ("_2_34", "_2_28", "2014")]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(place)]
+        options = [f"--python-version={version}", "--only-binary=:all:", *tags]
+        run([*pip, *options, *PACKAGES], what="pip")
+
+    return cache.obtain("site-packages", key_of(wanted), build)
+
+
+def project_files() -> Mapping[str, Path]:
+    """What pytest needs of the project, by its name below /run/hostfault."""
+    files = [
+        PROJECT / "pyproject.toml",
+        PROJECT / "conftest.py",
+        *(PROJECT / "kernels").glob("*.toml"),
+        *(PROJECT / "hostfault").rglob("*.py"),
+        *(PROJECT / "tests" / "dax").rglob("*.py"),
+        PROJECT / "tests" / "machine" / "local_lab.py",
+    ]
+    return {f"project/{each.relative_to(PROJECT)}": each for each in files}
+
+
+@pytest.mark.timeout(600)
+def test_a_dax_case_on_a_local_host_proves_the_spin(tmp_path: Path) -> None:
+    cache = default_cache()
+    keys = identity(cache)
+    kernel = resolve(newest(), cache)
+    image = host_image(cache)
+    guest = guest_image(cache, kernel, image, keys)
+    public = tmp_path / "host_public"
+    public.write_text(keys.host_public)
+    load = {
+        **payload(kernel.image, guest.initramfs),
+        **project_files(),
+        "site": site_packages(cache, image),
+        "client_key": keys.client_key,
+        "host_public": public,
+    }
+    initramfs = host_initramfs(cache, kernel, image, keys, load)
+    spec = MachineSpec(find_qemu("image", image), image, kernel, initramfs, "tcg")
+    with ExitStack() as stack:
+        directory = stack.enter_context(short_directory())
+        machine = stack.enter_context(host_machine.start(spec, directory, tmp_path, incoming=False))
+        machine.boot(Deadline(120.0, "the emulated host to boot"))
+        ssh = Sockets.below(directory).host_ssh
+        shell = connect("host", ssh, keys, Deadline(60.0, "SSH of the emulated host"))
+        stack.callback(shell.close)
+        answer = shell.run(COMMAND, Deadline(400.0, "pytest inside the emulated host"))
+        left = shell.run(LEFT, Deadline(10.0, "ls"))
+    print(answer.text)
+    assert re.search(r"host: local.*\(a guest boots on /dev/kvm\)", answer.text)
+    assert re.search(r"virtiofs-dax +zero +load +async-pf +SPIN", answer.text)
+    # What runs on a local host is not known to be a packaged kernel, so no known issue applies.
+    assert "1 failed" in answer.text
+    assert answer.code == pytest.ExitCode.TESTS_FAILED
+    assert left.text.strip() == "", "something of the run is left"
