@@ -13,6 +13,7 @@ virtqueue      split virtqueues
 device         the vhost-user device: features, memory, rings, the loop
 window         which part of which file is mapped where in the DAX window
 fuse           FUSE messages
+share          what every operation works on: nodes, handles, window
 nodes          inodes and handles that the guest knows of
 session        one FUSE session: from INIT to DESTROY, opcode to operation
 names          operations on names: lookup, create, rename, unlink, ...

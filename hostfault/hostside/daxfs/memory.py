@@ -110,6 +110,5 @@ def _can_not_shrink(fd: int) -> bool:
 def _map(where: MemoryRegion, fd: int) -> memoryview:
     if where.offset + where.length > os.fstat(fd).st_size:
         raise MalformedError(f"memory region of {where.length} bytes is longer than its file")
-    skipped = where.offset % mmap.ALLOCATIONGRANULARITY
-    mapping = mmap.mmap(fd, skipped + where.length, offset=where.offset - skipped)
-    return memoryview(mapping)[skipped:]
+    end = where.offset + where.length
+    return memoryview(mmap.mmap(fd, end))[where.offset :]

@@ -231,14 +231,20 @@ class Channel:
     def send(
         self, request: int, payload: bytes, flags: int = REPLY, fds: Iterable[int] = ()
     ) -> None:
-        """Send a message. Raises :class:`PeerError` if the peer is gone."""
-        header = Header(request, VERSION | flags, len(payload)).encode()
+        """Send a message; a peer that is gone shows when it is to be heard.
+
+        Raises :class:`PeerError`.
+        """
+        data = Header(request, VERSION | flags, len(payload)).encode() + payload
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
-            sent = self._socket.sendmsg([header, payload], ancillary, socket.MSG_NOSIGNAL)
-            self._socket.sendall((header + payload)[sent:])
+            sent = self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+        except (BrokenPipeError, ConnectionResetError):
+            return
         except OSError as error:
             raise PeerError(f"could not send to the front-end: {error}") from error
+        if sent != len(data):
+            raise PeerError(f"the front-end took {sent} of {len(data)} bytes")
 
     def receive(self) -> Message | None:
         """The next message, or None at the end. Raises :class:`PeerError`."""
@@ -266,9 +272,12 @@ class Channel:
         data = b""
         space = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
         while len(data) < length:
-            part, ancillary, flags, _ = self._socket.recvmsg(
-                length - len(data), space, socket.MSG_CMSG_CLOEXEC
-            )
+            try:
+                part, ancillary, flags, _ = self._socket.recvmsg(
+                    length - len(data), space, socket.MSG_CMSG_CLOEXEC
+                )
+            except ConnectionResetError:
+                break  # it ended before it had read all of our replies
             for level, kind, content in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     fds += _descriptors(content)

@@ -135,8 +135,8 @@ def _long_enough(fd: int, length: int) -> Iterator[os.stat_result]:
     if before.st_size >= length:
         yield before
         return
-    os.ftruncate(fd, length)
     try:
+        os.ftruncate(fd, length)
         yield before
     finally:
         if os.fstat(fd).st_size == length:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from daxfs_guest import ROOT, Guest, attributes_of
 
+from hostfault.hostside.daxfs.files import permitted
+
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_MTIME, FATTR_FH = 1, 2, 4, 8, 32, 64
 FATTR_MTIME_NOW = 256
 AS_ROOT = os.geteuid() == 0
@@ -237,8 +239,6 @@ def test_the_file_system_s_size_is_the_host_s(guest: Guest, shared: Path) -> Non
     ],
 )
 def test_access_follows_the_mode(uid: int, gid: int, mask: int, allowed: bool) -> None:
-    from hostfault.hostside.daxfs.files import permitted
-
     st = os.stat_result((stat.S_IFREG | 0o640, 1, 1, 1, 1000, 1000, 0, 0, 0, 0))
     assert permitted(st, uid, gid, mask) is allowed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -40,6 +41,7 @@ from daxfs_frontend import (
 )
 from daxfs_guest import Guest
 
+from hostfault.hostside.daxfs.__main__ import main
 from hostfault.hostside.daxfs.eventlog import EventLog
 
 CONFIG = b"hostfault".ljust(36, b"\0") + struct.pack("<I", 1)
@@ -68,6 +70,13 @@ def test_hanging_up_is_a_clean_end(guest: Guest) -> None:
     guest.main.close()
     assert guest.daemon.wait(10) == 0
     assert guest.events("disconnect")[0]["clean"] is True
+
+
+def test_hanging_up_with_an_answer_unread_is_a_clean_end_too(connected: Guest) -> None:
+    connected.send(GET_FEATURES)
+    connected.main.recv(1)
+    connected.main.close()
+    assert connected.daemon.wait(10) == 0
 
 
 @pytest.mark.parametrize(
@@ -222,8 +231,6 @@ def test_a_hostile_guest_does_not_fill_the_disk(guest: Guest) -> None:
 def test_a_command_line_that_can_not_be_served_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], reason: str
 ) -> None:
-    from hostfault.hostside.daxfs.__main__ import main
-
     with pytest.raises(SystemExit) as ended:
         main([*options, "--log", str(tmp_path / "log")])
     assert ended.value.code == 2
@@ -231,8 +238,6 @@ def test_a_command_line_that_can_not_be_served_says_why(
 
 
 def test_a_socket_that_it_made_is_removed(tmp_path: Path) -> None:
-    import socket
-
     path = tmp_path / "socket"
     argv = [sys.executable, "-m", "hostfault.hostside.daxfs", "--socket", str(path)]
     with (
