@@ -172,18 +172,24 @@ class Device:
         try:
             reply = self._handle(message)
         except (MalformedError, OSError) as error:
-            reason = f"{vu.name_of(message.request)}: {error}"
-            if message.request in ANSWERED or not self._wants_ack(message):
-                raise PeerError(reason) from error
-            self._log.refused(reason)
-            self._main.send(message.request, vu.Number(1).encode())
-            return
+            reply = self._refusal(message, error)
         finally:
             message.close()
+        if reply is None and self._wants_ack(message):
+            reply = vu.Number(0).encode()
         if reply is not None:
             self._main.send(message.request, reply)
-        elif self._wants_ack(message):
-            self._main.send(message.request, vu.Number(0).encode())
+
+    def _refusal(self, message: Message, error: Exception) -> bytes:
+        """The reply to a request that can't be done.
+
+        Raises :class:`PeerError` if its protocol has no such reply.
+        """
+        reason = f"{vu.name_of(message.request)}: {error}"
+        if message.request in ANSWERED or not self._wants_ack(message):
+            raise PeerError(reason) from error
+        self._log.refused(reason)
+        return vu.Number(1).encode()
 
     def _wants_ack(self, message: Message) -> bool:
         return bool(message.flags & vu.NEED_REPLY and self._protocol_features & vu.P_REPLY_ACK)
