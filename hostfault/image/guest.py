@@ -21,6 +21,7 @@ from hostfault.tools import run_tool
 log = logging.getLogger(__name__)
 
 PROBE_SOURCE = IMAGES / "probe" / "probe.c"
+CROWD_SOURCE = IMAGES / "probe" / "crowd.c"  # of the error-table study
 GUEST_MODULES = ("virtio_pci", "virtio_net", "pvpanic-pci", "virtiofs")
 _FOLDERS = ("proc", "sys", "dev", "run", "tmp", "mnt", "root", "sbin", "lib64")
 _LAYOUT = "1"  # change it when this module puts other things into the tree
@@ -39,13 +40,14 @@ def guest_image(
     :class:`SetupError` if the kernel lacks a module.
     """
     modules = modules_for(kernel, [*GUEST_MODULES, *extra_modules])
-    probe = build_probe(cache)
+    probe, crowd = build_probe(cache), build_program(cache, CROWD_SOURCE)
     key = key_of(
         {
             "layout": _LAYOUT,
             "host image": host_image.key,
             "recipe": IMAGES / "guest",
             "probe": probe,
+            "crowd": crowd,
             "identity": identity.host_public + identity.client_public,
             **{f"module {number}": each.file for number, each in enumerate(modules)},
         }
@@ -64,7 +66,8 @@ def guest_image(
                 identity=identity,
             )
             shutil.copytree(IMAGES / "guest", tree, dirs_exist_ok=True)
-            shutil.copy(probe, tree / "bin" / "probe")
+            for program in (probe, crowd):
+                shutil.copy(program, tree / "bin" / program.name)
             _add_dropbear(tree, host_image.root)
             pack(tree, place / "initramfs")
 
@@ -74,14 +77,20 @@ def guest_image(
 
 def build_probe(cache: Cache) -> Path:
     """The probe, compiled statically by this machine's gcc."""
+    return build_program(cache, PROBE_SOURCE)
+
+
+def build_program(cache: Cache, source: Path) -> Path:
+    """A program of one C file, compiled statically by this machine's gcc; named as the file is."""
     compiler = run_tool(["gcc", "--version"], what="gcc").splitlines()[0]
     line = ["gcc", "-static", "-O1", "-Wall", "-Wextra"]
+    name = source.stem
 
     def build(place: Path) -> None:
-        run_tool([*line, "-o", str(place / "probe"), str(PROBE_SOURCE)], what="compiling the probe")
+        run_tool([*line, "-o", str(place / name), str(source)], what=f"compiling {source.name}")
 
-    key = key_of({"source": PROBE_SOURCE, "compiler": compiler, "line": " ".join(line)})
-    return cache.obtain("probe", key, build) / "probe"
+    key = key_of({"source": source, "compiler": compiler, "line": " ".join(line)})
+    return cache.obtain(name, key, build) / name
 
 
 def probe_source_hash() -> str:
