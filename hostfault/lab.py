@@ -100,6 +100,10 @@ class Lab:
             qemu=self._qemu,
         )
 
+    def host(self) -> Host:
+        """The host that cases run on; the first call may take minutes."""
+        return self._host_and_reason[0]
+
     def run(self, scenario: Scenario, folder: Path) -> Run:
         """Run one case; ``folder`` gets everything that was recorded.
 

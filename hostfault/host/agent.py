@@ -100,6 +100,10 @@ class Agent:
         """Begin to count KVM's tracepoints; returns those that the kernel has."""
         return list(self._ask("trace"))
 
+    def histogram(self, event: str) -> list[tuple[dict[str, int], int]]:
+        """Counts of one tracepoint since :meth:`trace`: (keys, count) for each set of keys."""
+        return [(dict(keys), int(count)) for keys, count in self._ask("histogram", event=event)]
+
     def sample(self, name: str, tails: Sequence[str]) -> Mapping[str, Any]:
         """Counts since :meth:`trace`, CPU time of a QEMU's vCPUs, its exit code, ends of logs."""
         return dict(self._ask("sample", name=name, tails=list(tails)))

@@ -141,6 +141,10 @@ class Agent:
         self._open_kernel_log()
         return self._tracer.start()
 
+    def histogram(self, event: str) -> list[Any]:
+        """Counts of one tracepoint since :meth:`trace`: [keys, count] for each set of keys."""
+        return [list(entry) for entry in self._tracer.entries(event)]
+
     def sample(self, name: str, tails: list[str]) -> dict[str, Any]:
         """Counts, CPU seconds of a child's vCPU threads, its exit code, and the ends of logs."""
         threads = vcpu_threads(self._children[name].pid)

@@ -94,8 +94,11 @@ class Tracer:
             "async_ready": ready,
         }
 
-    def _read(self, event: str, threads: Collection[int]) -> list[tuple[dict[str, int], int]]:
+    def entries(self, event: str) -> list[tuple[dict[str, int], int]]:
+        """Counts of one event since :meth:`start`, by all its keys; of every thread there is."""
         if event not in self._events:
             return []
-        text = (self._instance / "events" / "kvm" / event / "hist").read_text()
-        return [entry for entry in histogram(text) if entry[0].get("common_pid") in threads]
+        return histogram((self._instance / "events" / "kvm" / event / "hist").read_text())
+
+    def _read(self, event: str, threads: Collection[int]) -> list[tuple[dict[str, int], int]]:
+        return [entry for entry in self.entries(event) if entry[0].get("common_pid") in threads]
