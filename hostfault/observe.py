@@ -50,11 +50,8 @@ def arm(place: Place, scenario: Scenario) -> Armed:
     offset, length = fault.PAGE * PAGE_SIZE, fault.PAGES * PAGE_SIZE
     task = probe.start(place.guest, path, offset, length, scenario.access, fault.STORED)
     task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
-    mapping = virtiofs_dax.wait_for_mapping(
-        place.agent, fault.FILE, offset, writable=scenario.access is Access.STORE
-    )
-    base = virtiofs_dax.window_base(place.recorder)
-    return Armed(task, virtiofs_dax.gfn(base, mapping))
+    writable = scenario.access is Access.STORE
+    return Armed(task, virtiofs_dax.wait_for_mapping(place.agent, fault.FILE, offset, writable))
 
 
 def observe(

@@ -8,16 +8,13 @@ vhost-user-test-device of QEMU 11.1 is given a back-end of our own
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from hostfault.deadline import Deadline, poll
 from hostfault.errors import HostfaultError, LaunchError
 from hostfault.host.agent import Agent
 from hostfault.model import PAGE_SIZE
-from hostfault.qmp import Recorder
 from hostfault.ssh import Shell
 
 NAME = "virtiofs-dax"
@@ -28,14 +25,6 @@ SHARED = "shared"  # in the agent's directory
 SOCKET = "daxfs.sock"
 LOG = "daxfs.jsonl"
 CHILD = "daxfs"
-
-
-@dataclass(frozen=True)
-class PageMapping:
-    """Where the daemon mapped a page of a file."""
-
-    window_offset: int  # bytes from the start of the DAX window
-    writable: bool
 
 
 def start(agent: Agent, directory: str, python: Sequence[str], env: Mapping[str, str]) -> None:
@@ -78,59 +67,49 @@ def log(agent: Agent) -> str:
     return agent.read(LOG, offset=-8000)[0] + agent.read(f"{CHILD}.log", offset=-4000)[0]
 
 
-def wait_for_mapping(agent: Agent, path: str, offset: int, writable: bool) -> PageMapping:
-    """The daemon's mapping of the page at ``offset`` of a file of the shared directory.
+def wait_for_mapping(agent: Agent, path: str, offset: int, writable: bool) -> int:
+    """The guest frame (gfn) at which the page at ``offset`` of a shared file is mapped.
 
-    Raises :class:`~hostfault.errors.DeadlineError` if it never made one: then the guest does
-    not touch the host's page, and a fault would prove nothing.
+    Raises :class:`~hostfault.errors.DeadlineError` if the daemon never mapped it: then the guest
+    does not touch the host's page, and a fault would prove nothing.
     """
     inode = agent.stat(f"{SHARED}/{path}")["ino"]
     deadline = Deadline(20.0, f"the daemon to map inode {inode} at {offset:#x}")
 
-    def look() -> PageMapping | None:
+    def look() -> int | None:
         text = agent.read(LOG, offset=-65536)[0]
         deadline.saw(text[-400:])
-        found = find_mapping(text, inode, offset)
-        return found if found and found.writable >= writable else None
+        return find_frame(text, inode, offset, writable)
 
     return poll(deadline, look)
 
 
-def find_mapping(log_text: str, inode: int, offset: int) -> PageMapping | None:
-    """What the daemon's log says of a page: its mapping, or None if it is not mapped (now)."""
-    found: PageMapping | None = None
-    where = (0, 0)
+def find_frame(log_text: str, inode: int, offset: int, writable: bool) -> int | None:
+    """Where the daemon's log says that a page of a file is mapped now, as a guest frame.
+
+    Two things must be told: that QEMU acknowledged the mapping ("map"), and at which
+    guest-physical address the file's memory is, which QEMU itself says ("memory": the request
+    ADD_MEM_REG of QEMU's docs/interop/vhost-user.rst).
+    """
+    window: tuple[int, int] | None = None  # the part of the DAX window that holds the page
+    frames: dict[int, int] = {}  # guest-physical address of a region -> frame of the page in it
     for record in _records(log_text):
-        begin = record.get("moffset", 0)
-        if record.get("event") == "map" and record.get("st_ino") == inode:
-            inside = offset - record["foffset"]
-            if 0 <= inside < record["len"]:
-                found = PageMapping(begin + inside, bool(record["writable"]))
-                where = (begin, begin + record["len"])
-        elif record.get("event") == "unmap":
-            begins_before, ends_after = begin < where[1], where[0] < begin + record.get("len", 0)
-            found = None if begins_before and ends_after else found
-    return found
+        event, length = record.get("event"), record.get("len", 0)
+        if event == "map" and _holds(record, inode, record.get("foffset", 0), offset):
+            fit = record["writable"] >= writable
+            window = (record["moffset"], record["moffset"] + length) if fit else None
+        elif event == "unmap" and window and record["moffset"] < window[1]:
+            window = window if record["moffset"] + length <= window[0] else None
+        elif event == "memory" and _holds(record, inode, record.get("offset", 0), offset):
+            frames[record["guest"]] = (record["guest"] + offset - record["offset"]) // PAGE_SIZE
+        elif event == "memory-gone":
+            frames.pop(record["guest"], None)
+    return list(frames.values())[-1] if window and frames else None
 
 
-def window_base(recorder: Recorder) -> int:
-    """Guest-physical address of the DAX window, as QEMU knows it (HMP ``info mtree -f``)."""
-    return parse_window_base(recorder.monitor("info mtree -f"))
-
-
-def parse_window_base(mtree: str) -> int:
-    """Find the window's first mapped part in the flat memory view, less its offset in it."""
-    match = re.search(
-        r"^\s*([0-9a-f]{16})-[0-9a-f]{16} .*(?:shm|vhost-user).*$", mtree, re.MULTILINE
-    )
-    if match is None:
-        raise HostfaultError("QEMU's memory map shows no DAX window")
-    return int(match[1], 16)
-
-
-def gfn(base: int, mapping: PageMapping) -> int:
-    """Guest frame number of a mapped page."""
-    return (base + mapping.window_offset) // PAGE_SIZE
+def _holds(record: Mapping[str, Any], inode: int, begin: int, offset: int) -> bool:
+    """Whether a record is of that inode, and the page inside its range of the file."""
+    return record.get("st_ino") == inode and begin <= offset < begin + record.get("len", 0)
 
 
 def _records(log_text: str) -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ def project_files() -> Mapping[str, Path]:
 
 
 @pytest.mark.timeout(600)
-def test_a_dax_case_on_a_local_host_proves_the_spin(tmp_path: Path) -> None:
+def test_a_case_on_a_local_host_proves_the_spin(tmp_path: Path) -> None:
     cache = default_cache()
     keys = identity(cache)
     kernel = resolve(newest(), cache)

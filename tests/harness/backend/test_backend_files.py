@@ -18,7 +18,7 @@ FATTR_MTIME_NOW = 256
 AS_ROOT = os.geteuid() == 0
 
 
-def test_init_offers_dax_mappings_of_whole_pages(connected: Guest) -> None:
+def test_init_offers_mappings_of_whole_pages(connected: Guest) -> None:
     connected.start()
     reply = connected.init()
     major, minor, _, flags, _, _, max_write, _, pages, alignment, flags2 = struct.unpack_from(

@@ -1,0 +1,60 @@
+"""What the harness reads out of the daemon's log."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hostfault.backing.virtiofs_dax import find_frame
+
+INODE = 45
+PAGE_8 = 8 * 4096
+MAP = {"event": "map", "st_ino": INODE, "foffset": 0, "len": 2 << 20, "moffset": 0}
+MEMORY = {"event": "memory", "guest": 0xF8000000, "len": 2 << 20, "offset": 0, "st_ino": INODE}
+READ_ONLY = {**MAP, "writable": False}
+WRITABLE = {**MAP, "writable": True}
+UNMAP = {"event": "unmap", "moffset": 0, "len": 2 << 20}
+GONE = {"event": "memory-gone", "guest": 0xF8000000, "len": 2 << 20}
+
+
+def frame(*records: dict[str, Any], writable: bool = False, offset: int = PAGE_8) -> int | None:
+    return find_frame("\n".join(json.dumps(each) for each in records), INODE, offset, writable)
+
+
+def test_a_mapped_page_has_a_frame() -> None:
+    assert frame(MEMORY, READ_ONLY) == 0xF8008
+
+
+def test_a_mapping_that_qemu_did_not_acknowledge_has_none() -> None:
+    assert frame(MEMORY) is None
+
+
+def test_a_mapping_whose_address_is_not_told_has_none() -> None:
+    assert frame(READ_ONLY) is None
+
+
+def test_a_store_needs_a_writable_mapping() -> None:
+    assert frame(MEMORY, READ_ONLY, writable=True) is None
+    assert frame(MEMORY, READ_ONLY, GONE, UNMAP, MEMORY, WRITABLE, writable=True) == 0xF8008
+
+
+def test_what_was_unmapped_has_no_frame() -> None:
+    assert frame(MEMORY, READ_ONLY, GONE, UNMAP) is None
+
+
+def test_an_unmapping_elsewhere_changes_nothing() -> None:
+    elsewhere = {**UNMAP, "moffset": 4 << 20}
+    assert frame(MEMORY, READ_ONLY, elsewhere) == 0xF8008
+
+
+def test_a_page_beyond_the_mapped_range_has_no_frame() -> None:
+    assert frame(MEMORY, READ_ONLY, offset=2 << 20) is None
+
+
+def test_another_file_is_not_taken_for_ours() -> None:
+    assert frame({**MEMORY, "st_ino": 7}, {**READ_ONLY, "st_ino": 7}) is None
+
+
+def test_a_line_that_was_cut_is_passed_over() -> None:
+    cut = '"len": 5}\n' + json.dumps(MEMORY) + "\n" + json.dumps(READ_ONLY) + '\n{"event": "un'
+    assert find_frame(cut, INODE, PAGE_8, writable=False) == 0xF8008
