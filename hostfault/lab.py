@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -43,6 +44,15 @@ from hostfault.verdict import final_verdict
 Say = Callable[[str], None]
 NESTED = ("/sys/module/kvm_intel/parameters/nested", "/sys/module/kvm_amd/parameters/nested")
 
+# Bytes of each kind that the cache keeps, oldest out; a saved machine takes some 320 MB.
+CACHE_LIMITS = {
+    "machines": 8 << 30,
+    "host-initramfs": 1 << 30,
+    "guest-images": 1 << 30,
+    "host-images": 2 << 30,
+    "kernels": 4 << 30,
+}
+
 
 @dataclass(frozen=True)
 class LabFacts:
@@ -77,6 +87,8 @@ class Lab:
 
     def __enter__(self) -> Lab:
         self._stack.callback(self._cache.close)
+        self._stack.callback(self._trim)
+        self._stack.enter_context(_builders_heard(self._say))
         return self
 
     def __exit__(
@@ -134,6 +146,11 @@ class Lab:
             stack.callback(_keep_logs, place, folder)
             yield place
 
+    def _trim(self) -> None:
+        """Keep what grows with every change of the project or of a kernel within bounds."""
+        for kind, limit in CACHE_LIMITS.items():
+            self._cache.prune(kind, limit)
+
     @cached_property
     def _identity(self) -> Identity:
         return identity(self._cache)
@@ -186,7 +203,6 @@ class Lab:
                 "Add --host emulated, or leave --host-kernel out"
             )
         host = self._local() if local else self._emulated(kvm=not unusable and _nesting())
-        self._stack.callback(host.close)
         return host, reason
 
     def _why_not_kvm(self) -> str:
@@ -216,6 +232,32 @@ class Lab:
             accelerator="kvm" if kvm else "tcg",
         )
         return EmulatedHost(spec, self._identity, self._cache, self._say)
+
+
+class _Heard(logging.Handler):
+    """Shows what the builders of kernels and images log."""
+
+    def __init__(self, say: Say) -> None:
+        super().__init__(logging.INFO)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one message."""
+        self._say(record.getMessage())
+
+
+@contextmanager
+def _builders_heard(say: Say) -> Iterator[None]:
+    """Show what is logged below "hostfault" while the block lasts."""
+    logger, handler = logging.getLogger("hostfault"), _Heard(say)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 def _nesting() -> bool:

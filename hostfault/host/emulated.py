@@ -42,7 +42,6 @@ DIRECTORY = "/run/hostfault/run"  # the agent's, in the host
 PYTHON = "/usr/bin/python3"  # in the host
 PYTHON_ENV = {"PYTHONPATH": f"{PAYLOAD}/python", "PYTHONDONTWRITEBYTECODE": "1"}
 QEMU = "/usr/bin/qemu-system-x86_64"  # in the host
-SAVED_LIMIT = 8 << 30  # bytes of saved machines that the cache keeps
 ATTEMPTS = 3  # a guest in an emulated host dies at its start once in about 30 (facts.md)
 
 
@@ -72,10 +71,6 @@ class EmulatedHost:
         """A fork of the saved machine for this scenario's configuration."""
         with ExitStack() as stack:
             yield self._fork_or_boot_anew(stack, scenario, folder)
-
-    def close(self) -> None:
-        """Trim the saved machines to their bound, oldest out."""
-        self.cache.prune("machines", SAVED_LIMIT)
 
     def _fork_or_boot_anew(self, stack: ExitStack, scenario: Scenario, folder: Path) -> Place:
         for attempt in range(ATTEMPTS):

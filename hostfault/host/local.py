@@ -58,9 +58,6 @@ class LocalHost:
             watch.lap("backend ready")
             yield Place(agent, recorder, guest, None, phases)
 
-    def close(self) -> None:
-        """Nothing is kept between tests."""
-
     def _guest_command(self, scenario: Scenario, directory: Path) -> list[str]:
         spec = guest_machine.GuestSpec(
             qemu=self.qemu.argv,

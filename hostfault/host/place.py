@@ -65,10 +65,6 @@ class Host(Protocol):
         """A fresh guest for one test; ``folder`` gets its logs."""
         ...
 
-    def close(self) -> None:
-        """Free what is kept between tests."""
-        ...
-
 
 class Stopwatch:
     """Notes how long each phase took."""

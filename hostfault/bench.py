@@ -1,0 +1,93 @@
+"""Where the time goes: the seconds of each phase of a case, cold and warm, as medians.
+
+Cold starts from an empty cache of its own (the network is used), warm from what that left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hostfault.cache import Cache
+from hostfault.deadline import now
+from hostfault.errors import HostfaultError
+from hostfault.lab import Lab
+from hostfault.model import Access, Fault, Scenario
+from hostfault.settings import Settings
+
+SCENARIO = Scenario("virtiofs-dax", Fault.ZERO, Access.LOAD, async_pf=True)
+ORDER = (
+    "set-up",
+    "host boot",
+    "restore",
+    "host ssh",
+    "guest boot",
+    "guest ssh",
+    "backend ready",
+    "save",
+    "arm",
+    "touch to verdict",
+    "tear-down",
+    "all",
+)
+
+
+def once(settings: Settings, root: Path, folder: Path) -> dict[str, float]:
+    """Seconds of each phase of one case."""
+    started = now()
+    with Lab(settings, lambda text: print(f"  {text}", file=sys.stderr), Cache(root)) as lab:
+        lab.facts()
+        phases = {"set-up": now() - started}
+        phases.update(lab.run(SCENARIO, folder).phases)
+    return {**phases, "all": now() - started}
+
+
+def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each phase over the runs that have it."""
+    names = {name for run in runs for name in run}
+    return {name: statistics.median(run[name] for run in runs if name in run) for name in names}
+
+
+def table(cold: Mapping[str, float], warm: Mapping[str, float]) -> str:
+    """Both as text; a phase that a run does not have is a dash."""
+
+    def cell(values: Mapping[str, float], name: str) -> str:
+        return f"{values[name]:8.2f}" if name in values else f"{'-':>8}"
+
+    known = [name for name in ORDER if name in cold or name in warm]
+    others = sorted((cold.keys() | warm.keys()) - set(ORDER))
+    lines = [f"{'seconds (median)':20}{'cold':>8}{'warm':>8}"]
+    lines += [f"{name:20}{cell(cold, name)}{cell(warm, name)}" for name in [*known, *others]]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure and print; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="ci/bench", description=main.__doc__)
+    parser.add_argument("--cold", type=int, default=1, metavar="N", help="cold runs (default 1)")
+    parser.add_argument("--warm", type=int, default=5, metavar="N", help="warm runs (default 5)")
+    parser.add_argument("--host", default="auto", choices=("auto", "local", "emulated"))
+    options = parser.parse_args()
+    settings = Settings(host=options.host)
+    cold: list[dict[str, float]] = []
+    warm: list[dict[str, float]] = []
+    try:
+        for _ in range(max(1, options.cold)):
+            with tempfile.TemporaryDirectory(prefix="hostfault-bench-") as place:
+                root, folder = Path(place) / "cache", Path(place) / "run"
+                cold.append(once(settings, root, folder / "cold"))
+                warm += [once(settings, root, folder / f"warm-{n}") for n in range(options.warm)]
+    except HostfaultError as error:
+        print(f"ci/bench: {error}", file=sys.stderr)
+        return 3
+    print(f"medians of {len(cold)} cold and {len(warm)} warm runs of zero-load-apf")
+    print(table(medians(cold), medians(warm)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
