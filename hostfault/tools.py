@@ -13,13 +13,17 @@ from hostfault.process import run
 # Which package of Debian and Ubuntu has a program. ci/setup installs them all.
 PACKAGES = {
     "apt-get": "apt",
+    "bwrap": "bubblewrap",
+    "cp": "coreutils",
     "cpio": "cpio",
     "depmod": "kmod",
     "dpkg-deb": "dpkg",
     "gcc": "gcc libc6-dev",
+    "git": "git",
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "modprobe": "kmod",
+    "patch": "patch",
     "tar": "tar",
     "unshare": "util-linux",
     "zstd": "zstd",

@@ -1,0 +1,171 @@
+"""Where kernels are compiled: a Debian root of its own, entered with bubblewrap.
+
+So the compiler is that of the suite which the kernel is for, whatever this machine runs, and a
+build reaches neither the network nor anything but its own source tree and ccache's directory.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hostfault.cache import Cache, key_of
+from hostfault.errors import CacheMissError, LaunchError, SetupError
+from hostfault.image.recipes import IMAGES, read_list
+from hostfault.kernel.fetch import KEYRING, mirror
+from hostfault.process import spawn
+from hostfault.tools import find_tool, run_tool
+
+log = logging.getLogger(__name__)
+
+BOOTSTRAP_PATIENCE = 1800.0  # seconds for mmdebstrap, on a slow network
+CCACHE_SIZE = "3G"
+PACKAGES = IMAGES / "build" / "packages"
+_LAYOUT = "1"  # change it when this module makes the same package list into something else
+_BAD_LINE = re.compile(
+    r": (?:fatal )?error: |: error, |undefined reference to|^ERROR: |^ld: |\bld: error"
+    r"|No space left on device|Killed signal|internal compiler error|^error: |\*\*\* "
+)
+_CONTEXT_LINE = re.compile(r"^\s+(?:\d+ )?\|")  # the source line and the caret below it
+
+
+@dataclass(frozen=True)
+class BuildRoot:
+    """A Debian root with a compiler, and how to run programs in it."""
+
+    suite: str  # "trixie"
+    root: Path
+    toolchain: str  # versions of what decides over the result, one a line
+    ccache: Path  # shared by all builds of a cache
+
+    def argv(self, tree: Path, command: Sequence[str]) -> list[str]:
+        """The command line that runs ``command`` in here, in ``tree``, which it sees as /src."""
+        settings = {
+            "PATH": "/usr/lib/ccache:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LC_ALL": "C.UTF-8",
+            "CCACHE_DIR": "/ccache",
+            "CCACHE_MAXSIZE": CCACHE_SIZE,
+            "CCACHE_COMPILERCHECK": "content",
+            # The same source makes the same kernel, whoever builds it and when.
+            "KBUILD_BUILD_USER": "hostfault",
+            "KBUILD_BUILD_HOST": "hostfault",
+            "KBUILD_BUILD_TIMESTAMP": "2020-01-01",
+        }
+        return [
+            *(find_tool("bwrap"), "--unshare-all", "--die-with-parent", "--clearenv"),
+            *("--ro-bind", str(self.root), "/", "--dev", "/dev", "--proc", "/proc"),
+            *("--tmpfs", "/tmp", "--bind", str(tree), "/src", "--chdir", "/src"),  # noqa: S108
+            *("--bind", str(self.ccache), "/ccache"),
+            *(word for name, value in settings.items() for word in ("--setenv", name, value)),
+            *command,
+        ]
+
+    def run(self, tree: Path, command: Sequence[str], *, what: str, patience: float) -> str:
+        """Run a command to its end, and return what it printed.
+
+        ``patience`` is in seconds. Raises :class:`LaunchError`, whose last words are the lines
+        of the compiler (or linker, or make) that say what is wrong, not the whole log.
+        """
+        self.ccache.mkdir(parents=True, exist_ok=True)
+        output = tree.with_name(f"{tree.name}.log")
+        output.unlink(missing_ok=True)
+        argv = self.argv(tree, command)
+        with spawn(argv, log=output) as child:
+            try:
+                code = child.wait(patience)
+            except subprocess.TimeoutExpired:
+                words = f"still running after {patience:.0f} s\n{_text(output)[-1000:]}"
+                raise LaunchError(what, argv, None, words) from None
+        text = _text(output)
+        if code != 0:
+            raise LaunchError(what, command, code, error_lines(text))
+        return text
+
+    def make(self, tree: Path, *words: str, what: str, patience: float) -> str:
+        """Run make in a kernel tree, as :meth:`run` does."""
+        jobs = f"-j{os.cpu_count() or 1}"
+        return self.run(tree, ["make", "--silent", jobs, *words], what=what, patience=patience)
+
+
+def build_root(cache: Cache, suite: str) -> BuildRoot:
+    """The build root of a Debian suite, made on first use (about half a minute).
+
+    Raises :class:`CacheMissError` if there is none and the mirror cannot be read.
+    """
+    packages = read_list(PACKAGES)
+    key = key_of(
+        {"layout": _LAYOUT, "suite": suite, "mirror": mirror(), "packages": " ".join(packages)}
+    )
+    place = cache.obtain("build-roots", key, lambda empty: _bootstrap(empty, suite, packages))
+    return BuildRoot(
+        suite=suite,
+        root=place / "root",
+        toolchain=(place / "toolchain").read_text(),
+        ccache=cache.root / "ccache",
+    )
+
+
+def _bootstrap(place: Path, suite: str, packages: Sequence[str]) -> None:
+    log.info("making a build root from %s (about half a minute)", suite)
+    archive, root = place / "root.tar", place / "root"
+    source = f"deb [signed-by={KEYRING}] {mirror()} {suite} main"
+    line = [
+        *("mmdebstrap", "--variant=minbase", "--architectures=amd64", "--format=tar"),
+        *(f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in ("man", "doc", "locale")),
+        *(f"--include={','.join(packages)}", suite, str(archive), source),
+    ]
+    try:
+        run_tool(line, what="mmdebstrap", timeout=BOOTSTRAP_PATIENCE)
+    except LaunchError as error:
+        if "No space left on device" in error.log_tail:
+            raise
+        if "apt-get update" in error.log_tail:
+            raise CacheMissError(
+                f"the build root ({suite}) is not in the cache, and {mirror()} cannot be read: "
+                f"connect to the network (HOSTFAULT_MIRROR names another mirror)\n{error}"
+            ) from error
+        raise SetupError(f"the build root ({suite}) could not be made\n{error}") from error
+    root.mkdir()
+    # Who runs this owns the files, and device nodes come from bubblewrap.
+    unpack = ["tar", "-C", str(root), "--no-same-owner", "--exclude=./dev/*", "-xf", str(archive)]
+    run_tool(unpack, what="unpacking the build root")
+    archive.unlink()
+    for name in ("src", "ccache"):
+        (root / name).mkdir()
+    status = (root / "var/lib/dpkg/status").read_text()
+    (place / "toolchain").write_text(versions(status, ("gcc", "binutils", "pahole", "make")))
+
+
+def versions(status: str, packages: Sequence[str]) -> str:
+    """The versions of some packages in a dpkg status file, one a line."""
+    found = dict(
+        re.findall(r"^Package: (\S+)$(?:.|\n(?!\n))*?\nVersion: (\S+)$", status, re.MULTILINE)
+    )
+    return "".join(f"{name} {found.get(name, 'absent')}\n" for name in packages)
+
+
+def error_lines(output: str, limit: int = 30) -> str:
+    """What a person needs of a failed build's output: the errors, each with its source line."""
+    lines = output.splitlines()
+    chosen: list[str] = []
+    for number, line in enumerate(lines):
+        if not _BAD_LINE.search(line):
+            continue
+        chosen.append(line)
+        for follower in lines[number + 1 : number + 4]:
+            if not _CONTEXT_LINE.match(follower):
+                break
+            chosen.append(follower)
+    if not chosen:
+        return "\n".join(lines[-limit:])
+    more = len(chosen) - limit
+    return "\n".join(chosen[:limit] + ([f"... and {more} lines more"] if more > 0 else []))
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""

@@ -1,0 +1,180 @@
+"""Kernel source trees: what is in them, how two of them differ, and which release they make."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from hostfault.errors import LaunchError, UsageError
+from hostfault.tools import run_tool
+
+Manifest = Mapping[str, str]  # a file's path below the tree -> hash of its content
+
+# What no build reads, at least none for x86: neither copied nor compared.
+_UNUSED = re.compile(
+    r"Documentation/|LICENSES/|debian/|samples/|tools/(?:testing|perf)/|arch/(?!x86/|Kconfig$)"
+    r"|(?:CREDITS|MAINTAINERS|COPYING|README)$|(?:.*/)?\.[^/]*(?:$|/)"
+)
+_KCONFIG = re.compile(r"(?:.*/)?Kconfig[^/]*$")  # read wherever it lies
+# What a build leaves in the tree; only matters where git does not tell it apart.
+_PRODUCT = re.compile(
+    r"include/(?:generated|config)/|arch/x86/include/generated/|arch/x86/boot/(?:bzImage|vmlinux)"
+    r"|(?:vmlinux|System\.map|Module\.symvers|modules\.|certs/signing_key)"
+    r"|.*(?:\.(?:o|ko|a|so|mod|mod\.c|cmd|order|s|tmp|orig|rej)|~)$"
+)
+# The part that KVM's own modules are made of.
+_KVM = re.compile(
+    r"arch/x86/kvm/|virt/kvm/|include/linux/kvm_(?!para\.h)\w+\.h$|include/trace/events/kvm\.h$"
+    r"|include/uapi/linux/kvm\.h$|arch/x86/include/(?:uapi/)?asm/kvm(?!_para\.h)[-\w]*\.h$"
+)
+_KVM_HOST = "arch/x86/include/asm/kvm_host.h"
+# Parts of KVM's headers that the kernel proper looks into (arch/x86/events/intel/core.c).
+_SHARED_STRUCTS = ("kvm_pmu", "kvm_pmc")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two trees differ, sorted."""
+
+    kvm: tuple[str, ...]  # in KVM and its headers
+    other: tuple[str, ...]  # anywhere else
+
+
+def is_unused(name: str) -> bool:
+    """Whether no build for x86 reads a file."""
+    return _UNUSED.match(name) is not None and not _KCONFIG.match(name)
+
+
+def is_kvm(name: str) -> bool:
+    """Whether a file belongs to KVM's modules or their headers."""
+    return _KVM.match(name) is not None
+
+
+def files_of(tree: Path) -> list[str]:
+    """The source files of a tree, sorted.
+
+    In a git work tree these are the tracked files and the untracked ones that are not ignored;
+    elsewhere all that does not look like the product of a build. Raises :class:`UsageError` if
+    the tree cannot be read.
+    """
+    names = _git_files(tree) if (tree / ".git").exists() else _walk(tree)
+    return sorted(name for name in names if not is_unused(name))
+
+
+def _git_files(tree: Path) -> Iterator[str]:
+    # Whose tree it is does not matter, and nothing that its configuration names may run.
+    safe = ["-c", f"safe.directory={tree}", "-c", "core.fsmonitor=false"]
+    line = ["git", "-C", str(tree), *safe, "ls-files", "-z", "-co", "--exclude-standard"]
+    try:
+        names = run_tool(line, what=f"git ls-files in {tree}").split("\0")
+    except LaunchError as error:
+        raise UsageError(f"tree {tree}: git cannot list its files\n{error}") from error
+    for name in set(names) - {""}:
+        path = tree / name
+        if path.is_symlink() or path.is_file():  # neither deleted nor a submodule
+            yield name
+
+
+def _walk(tree: Path) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"tree {tree}: {error.filename}: {error.strerror}")
+
+    for folder, _, files in os.walk(tree, onerror=refuse):
+        prefix = os.path.relpath(folder, tree)
+        for file in files:
+            name = file if prefix == "." else f"{prefix}/{file}"
+            if not _PRODUCT.match(name):
+                yield name
+
+
+def manifest(tree: Path, names: Iterable[str]) -> Manifest:
+    """The content of some files of a tree. Raises :class:`UsageError` if one is unreadable."""
+    listed = list(names)
+    try:
+        with ThreadPoolExecutor() as pool:
+            return dict(
+                zip(listed, pool.map(lambda name: _digest(tree / name), listed), strict=True)
+            )
+    except OSError as error:
+        raise UsageError(f"tree {tree}: {error.filename}: {error.strerror}") from error
+
+
+def _digest(path: Path) -> str:
+    return link_digest(str(path.readlink())) if path.is_symlink() else digest_of(path.read_bytes())
+
+
+def digest_of(data: bytes) -> str:
+    """How a manifest stands for the content of a file."""
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest()
+
+
+def link_digest(target: str) -> str:
+    """How a manifest stands for a symbolic link."""
+    return f"-> {target}"
+
+
+def difference(old: Manifest, new: Manifest) -> Difference:
+    """Where two manifests differ, files that only one has included."""
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return Difference(
+        kvm=tuple(name for name in names if is_kvm(name)),
+        other=tuple(name for name in names if not is_kvm(name)),
+    )
+
+
+def digest_of_all(files: Manifest) -> str:
+    """One hash for a whole manifest."""
+    lines = "".join(f"{name}\0{files[name]}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def write_manifest(files: Manifest, path: Path) -> None:
+    """Store a manifest, see :func:`read_manifest`."""
+    path.write_text("".join(f"{files[name]}\t{name}\n" for name in sorted(files)))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """A manifest as :func:`write_manifest` stored it."""
+    lines = (line.split("\t", 1) for line in path.read_text().splitlines())
+    return {name: value for value, name in lines}
+
+
+def shared_structs(tree: Path) -> str:
+    """The definitions in KVM's headers that code outside of KVM is compiled with."""
+    text = (tree / _KVM_HOST).read_text(errors="replace")
+    found = [
+        re.search(rf"^struct {name} {{.*?^}};", text, re.MULTILINE | re.DOTALL)
+        for name in _SHARED_STRUCTS
+    ]
+    return "\n".join(match[0] for match in found if match)
+
+
+def version_in(tree: Path) -> str:
+    """The version that a tree's Makefile says, e.g. "7.3.4" or "7.4.0-rc1".
+
+    Raises :class:`UsageError` if it is no kernel source.
+    """
+    try:
+        text = (tree / "Makefile").read_text(errors="replace")[:4000]
+    except OSError as error:
+        raise UsageError(f"tree {tree}: no kernel source: Makefile: {error.strerror}") from error
+    parts: dict[str, str] = dict(
+        re.findall(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *=[ \t]*(.*)$", text, re.MULTILINE)
+    )
+    if not all(parts.get(name) for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL")):
+        raise UsageError(f"tree {tree}: no kernel source: its Makefile names no version")
+    numbers: str = ".".join(parts[name] for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL"))
+    return numbers + parts.get("EXTRAVERSION", "")
+
+
+def configured_version(config: Path) -> str:
+    """The version in the heading of a .config, or "" if it has none."""
+    with config.open(errors="replace") as stream:
+        head = stream.read(1000)
+    found = re.search(r"^# Linux/\S+ (\S+) Kernel Configuration", head, re.MULTILINE)
+    return found[1] if found else ""
