@@ -1,0 +1,69 @@
+"""What ``git bisect run`` makes of an exit code (git-bisect(1), "Bisect run"), and what we answer.
+
+0 is "old", 1 to 124, 126 and 127 are "new", 125 is "cannot be tested", and everything from 128
+on ends the bisection. pytest's own codes are of another kind: 2 to 5 would read as "new".
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from hostfault.errors import HostfaultError
+
+OLD = 0
+NEW = 1
+CANNOT_BE_TESTED = 125
+STOP = 128  # end the bisection; 128 + N if signal N did
+
+
+class Decision(enum.StrEnum):
+    """What is known about one kernel."""
+
+    GOOD = "good"  # the tests pass
+    BAD = "bad"  # they fail, with a verdict
+    UNTESTABLE = "cannot be tested"
+
+
+class BrokenHarnessError(HostfaultError):
+    """The trouble is not this kernel's: every other one would meet it, too."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the two kinds of kernels are called, and which of them came first."""
+
+    name: str  # what --term takes
+    when_good: str  # what a kernel that passes is called
+    when_bad: str
+    good_is_old: bool  # the older end of the range passes: what broke it is looked for
+
+    def word(self, decision: Decision) -> str:
+        """The decision in these terms."""
+        words = {Decision.GOOD: self.when_good, Decision.BAD: self.when_bad}
+        return words.get(decision, decision.value)
+
+    def exit_code(self, decision: Decision) -> int:
+        """What to tell git."""
+        if decision is Decision.UNTESTABLE:
+            return CANNOT_BE_TESTED
+        return OLD if (decision is Decision.GOOD) is self.good_is_old else NEW
+
+    @property
+    def old(self) -> str:
+        """What git is to call the older end."""
+        return self.when_good if self.good_is_old else self.when_bad
+
+    @property
+    def new(self) -> str:
+        """What git is to call the newer end."""
+        return self.when_bad if self.good_is_old else self.when_good
+
+
+TERMS = {
+    terms.name: terms
+    for terms in (
+        Terms("good/bad", "good", "bad", good_is_old=True),
+        Terms("broken/fixed", "fixed", "broken", good_is_old=False),
+    )
+}

@@ -1,0 +1,212 @@
+"""A git history made for bisecting, and ``ci/bisect-demo``: a real bisection of it.
+
+A dozen commits on a kernel's source: one fixes the spin, one does not build, one does not boot,
+the others change nothing that matters. ``git bisect run`` must find the fix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from hostfault.bisect.children import PROJECT
+from hostfault.cache import default_cache
+from hostfault.errors import HostfaultError, SetupError
+from hostfault.kernel import series
+from hostfault.kernel.catalog import CatalogEntry, load, newest
+from hostfault.kernel.fetch import fetch_packages
+from hostfault.process import run
+from hostfault.tools import run_tool
+
+Edit = Callable[[Path], None]
+START = "the source as it is packaged"
+FIX = "KVM: tell the guest's owner when the host cannot back a page"
+FIXING_SERIES = "fail-at-once"
+DOES_NOT_BUILD = "KVM: x86: use a function that is yet to be written"
+DOES_NOT_BOOT = "KVM: be sure that nobody loads this module"
+UNPACK_PATIENCE = 900.0  # seconds for a kernel's source, on a slow disk
+
+_UNWRITTEN = "\nint kvm_use_it(void) { return kvm_is_not_written_yet(); }\n"
+_INIT = "int kvm_init(unsigned vcpu_size, unsigned vcpu_align, struct module *module)\n{\n"
+_PANIC = _INIT + '\tpanic("hostfault: this commit does not boot");\n'
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One commit to make."""
+
+    subject: str
+    edit: Edit
+
+
+def history(fix: Edit) -> tuple[Commit, ...]:
+    """The dozen, oldest first, to be made on top of :data:`START`; ``fix`` is the one that fixes.
+
+    Each defect but the spin is undone by the commit after it. What does not boot stands in the
+    middle, where every bisection begins.
+    """
+    about = "say what this file is about"
+    return (
+        Commit(f"KVM: x86: {about} (i8254)", _remark("arch/x86/kvm/i8254.c")),
+        Commit(f"KVM: x86: {about} (i8259)", _remark("arch/x86/kvm/i8259.c")),
+        Commit(DOES_NOT_BUILD, _append("arch/x86/kvm/debugfs.c", _UNWRITTEN)),
+        Commit("KVM: x86: write it another time", _replace("arch/x86/kvm/debugfs.c", _UNWRITTEN)),
+        Commit(f"KVM: x86: {about} (mtrr)", _remark("arch/x86/kvm/mtrr.c")),
+        Commit(DOES_NOT_BOOT, _replace("virt/kvm/kvm_main.c", _INIT, _PANIC)),
+        Commit("KVM: let it be loaded again", _replace("virt/kvm/kvm_main.c", _PANIC, _INIT)),
+        Commit(FIX, fix),
+        Commit(f"KVM: x86: {about} (ioapic)", _remark("arch/x86/kvm/ioapic.c")),
+        Commit(f"KVM: x86: {about} (irq)", _remark("arch/x86/kvm/irq.c")),
+        Commit(f"KVM: {about} (eventfd)", _remark("virt/kvm/eventfd.c")),
+        Commit(f"KVM: {about} (irqchip)", _remark("virt/kvm/irqchip.c")),
+    )
+
+
+def make(tree: Path, commits: Sequence[Commit]) -> dict[str, str]:
+    """Turn a source tree into a git repository with that history; its ids by subject.
+
+    Who, when and what are the same each time, and so are the ids.
+    """
+    git(tree, "init", "--quiet", "--initial-branch=demo")
+    # Nothing of the person's own: neither hooks nor signatures nor ignored files.
+    for name, value in (
+        ("core.excludesFile", os.devnull),
+        ("core.hooksPath", os.devnull),
+        ("commit.gpgSign", "false"),
+        ("gc.auto", "0"),
+    ):
+        git(tree, "config", name, value)
+    ids: dict[str, str] = {}
+    for number, commit in enumerate((Commit(START, lambda _: None), *commits)):
+        commit.edit(tree)
+        git(tree, "add", "--all", *(["--force"] if number == 0 else []))
+        git(tree, "commit", "--quiet", "--message", commit.subject, minute=number)
+        ids[commit.subject] = git(tree, "rev-parse", "HEAD").strip()
+    return ids
+
+
+def git(tree: Path, *words: str, minute: int = 0) -> str:
+    """Run git in a tree; ``minute`` is when it is, for what it records."""
+    now = f"2020-01-01T00:{minute:02}:00Z"
+    who = {
+        f"GIT_{role}_{what}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for what, value in (("NAME", "demo"), ("EMAIL", "demo@localhost"), ("DATE", now))
+    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return run(["git", "-C", str(tree), *words], what=f"git {words[0]}", env={**kept, **who})
+
+
+def start(tree: Path, ids: dict[str, str], commits: Sequence[Commit]) -> None:
+    """Begin the bisection: what fixed it?"""
+    git(tree, "bisect", "start", "--term-old", "broken", "--term-new", "fixed")
+    git(tree, "bisect", "broken", ids[START])
+    git(tree, "bisect", "fixed", ids[commits[-1].subject])
+
+
+def found(tree: Path) -> str:
+    """The subject of the commit that the bisection ended at, or "" if it did not end."""
+    log = git(tree, "bisect", "log")
+    ends = [line for line in log.splitlines() if line.startswith("# first fixed commit: ")]
+    return ends[0].split("] ", 1)[1] if ends else ""
+
+
+def _append(name: str, text: str) -> Edit:
+    def edit(tree: Path) -> None:
+        with (tree / name).open("a") as stream:
+            stream.write(text)
+
+    return edit
+
+
+def _remark(name: str) -> Edit:
+    return _append(name, f"\n/* {Path(name).stem}: see the comment at the top. */\n")
+
+
+def _replace(name: str, old: str, new: str = "") -> Edit:
+    def edit(tree: Path) -> None:
+        text = (tree / name).read_text()
+        if text.count(old) != 1:
+            raise SetupError(f"{name} is not as this history expects it: no single {old!r}")
+        (tree / name).write_text(text.replace(old, new))
+
+    return edit
+
+
+# --- ci/bisect-demo ---
+
+
+def main() -> int:
+    """Make the history of a real kernel, bisect it, and compare."""
+    parser = argparse.ArgumentParser(prog="ci/bisect-demo", description=__doc__)
+    parser.add_argument("--keep", metavar="DIR", help="a new directory for the tree and the logs")
+    parser.add_argument("--kernel", default=newest(), help="whose source (default %(default)s)")
+    parser.add_argument("bisect", nargs="*", help="after --: options for ci/bisect")
+    asked = parser.parse_args()
+    with ExitStack() as stack:
+        place = Path(
+            asked.keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="hostfault-"))
+        ).absolute()
+        try:
+            place.mkdir(exist_ok=not asked.keep)
+            return _demonstrate(place, load()[asked.kernel], asked.bisect)
+        except (HostfaultError, OSError, KeyError) as error:
+            print(f"bisect-demo: {error}", file=sys.stderr)
+            return 2
+
+
+def _demonstrate(place: Path, entry: CatalogEntry, options: Sequence[str]) -> int:
+    tree, artifacts = place / "linux", place / "steps"
+    print(f"... unpacking the source of {entry.release}", flush=True)
+    _unpack(entry, tree)
+    print("... making the history", flush=True)
+    patches = series.find(FIXING_SERIES).patches_for(series.version_of(entry.release))
+    commits = history(lambda tree: series.apply(patches, tree))
+    ids = make(tree, commits)
+    start(tree, ids, commits)
+    words = [str(PROJECT / "ci" / "bisect"), "--artifacts", str(artifacts), *options]
+    code = subprocess.call(["git", "bisect", "run", *words], cwd=tree)
+    _show_steps(artifacts)
+    answer = found(tree)
+    right = code == 0 and answer == FIX
+    print(f"bisect-demo: {'right' if right else 'WRONG'}: found {answer or 'nothing'!r}")
+    return 0 if right else 1
+
+
+def _unpack(entry: CatalogEntry, tree: Path) -> None:
+    name = "linux-source-" + ".".join(entry.release.split(".")[:2])
+    cache = default_cache()
+    try:
+        archive = fetch_packages(cache, entry.suite, [name]) / "usr/src" / f"{name}.tar.xz"
+        tree.mkdir()
+        run_tool(
+            ["tar", "-C", str(tree), "--strip-components=1", "-xJf", str(archive)],
+            what=f"unpacking {name}",
+            timeout=UNPACK_PATIENCE,
+        )
+    finally:
+        cache.close()
+
+
+def _show_steps(artifacts: Path) -> None:
+    """The steps with their seconds, in the order in which git asked for them."""
+    print("\n build  tests   total  decision          commit")
+    files = sorted(artifacts.glob("*/step.json"), key=lambda path: path.stat().st_mtime)
+    for step in (json.loads(path.read_text()) for path in files):
+        build, tests = step["build_seconds"], step["test_seconds"]
+        print(
+            f"{build:6.1f} {tests:6.1f} {build + tests:7.1f}  {step['decision']:16}  "
+            f"{step['subject']} ({step['verdicts'] or step['built']})"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
