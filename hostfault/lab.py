@@ -188,22 +188,21 @@ class Lab:
     @cached_property
     def _host_and_reason(self) -> tuple[Host, str]:
         wanted = self._settings.host
-        if wanted == "emulated":
-            reason = "asked for with --host emulated"
-            unusable = self._why_not_kvm() if _nesting() else "no nesting"
-        else:
-            unusable = self._why_not_kvm()
-            reason = f"no usable /dev/kvm: {unusable}" if unusable else "a guest boots on /dev/kvm"
-            if wanted == "local" and unusable:
-                raise UsageError(f"--host local: {reason}; --host emulated needs no KVM")
-        local = wanted == "local" or (wanted == "auto" and not unusable)
-        if local and self._settings.host_kernel:
+        if wanted == "local" and self._settings.host_kernel:
             raise UsageError(
                 "--host-kernel needs an emulated host: a local one runs the kernel that it runs. "
-                "Add --host emulated, or leave --host-kernel out"
+                "Leave out --host local, or --host-kernel"
             )
-        host = self._local() if local else self._emulated(kvm=not unusable and _nesting())
-        return host, reason
+        if wanted == "emulated":
+            return self._emulated(), "asked for with --host emulated"
+        if self._settings.host_kernel:
+            return self._emulated(), "--host-kernel boots in one"
+        unusable = self._why_not_kvm()
+        if not unusable:
+            return self._local(), "a guest boots on /dev/kvm"
+        if wanted == "local":
+            raise UsageError(f"--host local: {unusable}; --host emulated needs no KVM")
+        return self._emulated(), f"no usable /dev/kvm: {unusable}"
 
     def _why_not_kvm(self) -> str:
         self._say("trying to boot a guest on /dev/kvm")
@@ -214,7 +213,7 @@ class Lab:
             self._qemu, self._guest_kernel, self._guest_image, self._identity, self._say
         )
 
-    def _emulated(self, *, kvm: bool) -> Host:
+    def _emulated(self) -> Host:
         if self._settings.qemu != "image":
             raise UsageError(
                 "--qemu needs a local host: in an emulated host the QEMU of its image runs the "
@@ -229,7 +228,7 @@ class Lab:
             image=self._host_image,
             kernel=self._host_kernel,
             initramfs=initramfs,
-            accelerator="kvm" if kvm else "tcg",
+            accelerator="kvm" if _nesting() and not self._why_not_kvm() else "tcg",
         )
         return EmulatedHost(spec, self._identity, self._cache, self._say)
 

@@ -1,0 +1,127 @@
+"""The agent on the host, as a real process of this machine, and the harness's side of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hostfault.errors import ConnectionLostError, HostfaultError
+from hostfault.host.agent import Agent
+from hostfault.host.local import local_agent
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def agent(directory: Path, tmp_path: Path) -> Iterator[Agent]:
+    with local_agent(directory, tmp_path) as agent:
+        yield agent
+
+
+def runs(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_it_says_who_it_is(agent: Agent, directory: Path) -> None:
+    assert agent.hello()["dir"] == str(directory)
+    assert agent.hello()["release"] == os.uname().release
+
+
+def test_a_file_is_made_page_by_page_and_cut(agent: Agent) -> None:
+    agent.make_file("data", [1, 2, 3], 4096)
+    assert [agent.byte("data", page * 4096) for page in range(3)] == [1, 2, 3]
+    assert agent.truncate("data", 4096) == 4096
+    assert agent.stat("data")["size"] == 4096
+    assert agent.byte("data", 4096) is None
+
+
+def test_a_log_is_read_on_from_where_it_was_left(agent: Agent, directory: Path) -> None:
+    (directory / "log").write_text("first\n")
+    text, position = agent.read("log")
+    assert text == "first\n"
+    (directory / "log").write_text("first\nsecond\n")
+    assert agent.read("log", position)[0] == "second\n"
+    assert agent.read("log", offset=-4)[0] == "ond\n"
+
+
+def test_the_code_of_a_child_that_ended_is_told(agent: Agent, directory: Path) -> None:
+    agent.spawn("child", ["sh", "-c", "echo last words; read line <fifo; exit 7"], {})
+    os.mkfifo(directory / "fifo")
+    assert agent.end("child") != 0
+    agent.spawn("other", ["true"], {})
+    assert agent.end("other") == 0
+
+
+def test_a_child_that_is_killed_has_the_signal_as_its_code(agent: Agent) -> None:
+    agent.spawn("child", ["sleep", "1000"], {})
+    assert agent.ended("child") is None
+    assert agent.kill("child") == -9
+    assert agent.ended("child") == -9
+
+
+def test_a_child_is_handed_a_socket_that_listens(agent: Agent, directory: Path) -> None:
+    program = "import socket, sys; socket.socket(fileno=int(sys.argv[1])).accept()[0].send(b'hi')"
+    path = str(directory / "socket")
+    agent.spawn("server", ["python3", "-c", program, "{fd}"], {}, listen=path)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10.0)
+        client.connect(path)
+        assert client.recv(2) == b"hi"
+
+
+def test_what_fails_there_is_told_here(agent: Agent) -> None:
+    with pytest.raises(HostfaultError, match=r"read failed on the host: FileNotFoundError"):
+        agent.read("nothing")
+    assert agent.hello()
+
+
+def test_nothing_is_left_when_the_harness_goes(directory: Path, tmp_path: Path) -> None:
+    with local_agent(directory, tmp_path) as agent:
+        pid = agent.spawn("child", ["sleep", "1000"], {})
+        assert runs(pid)
+    assert not runs(pid)
+    assert not directory.exists()
+
+
+def peer(answers: Callable[[dict[str, object]], bytes]) -> socket.socket:
+    """A scripted agent: one answer for each request."""
+    ours, theirs = socket.socketpair()
+
+    def serve() -> None:
+        with theirs, theirs.makefile("rb") as stream:
+            for line in stream:
+                theirs.sendall(answers(json.loads(line)))
+
+    threading.Thread(target=serve, daemon=True).start()
+    return ours
+
+
+def test_a_silent_agent_is_a_lost_connection() -> None:
+    with peer(lambda _: b"") as stream, pytest.raises(ConnectionLostError, match="hello"):
+        Agent(stream, timeout=0.5).hello()
+
+
+def test_the_wait_ends_at_once_when_the_host_is_known_to_be_dead() -> None:
+    def dead() -> None:
+        raise ConnectionLostError("the emulated host is dead")
+
+    with peer(lambda _: b"") as stream, pytest.raises(ConnectionLostError, match="host is dead"):
+        Agent(stream, dead, timeout=60.0).hello()
+
+
+def test_a_late_answer_is_not_taken_for_that_of_the_next_question() -> None:
+    def answers(request: dict[str, object]) -> bytes:
+        stale = json.dumps({"id": 0, "ok": "stale"}).encode() + b"\n"
+        return stale + json.dumps({"id": request["id"], "ok": "fresh"}).encode() + b"\n"
+
+    with peer(answers) as stream:
+        assert Agent(stream).kernel_log() == "fresh"

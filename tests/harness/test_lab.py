@@ -1,0 +1,103 @@
+"""Which host a run gets, and why; on a machine that the test describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hostfault import lab as lab_module
+from hostfault.cache import Cache
+from hostfault.errors import UsageError
+from hostfault.host.emulated import EmulatedHost
+from hostfault.identity import Identity
+from hostfault.lab import Lab
+from hostfault.model import GuestImage, HostImage, Kernel, Qemu
+from hostfault.settings import Settings
+
+KERNEL = Kernel("7.3.4", "7.3.4+deb13", Path("/k/bzImage"), Path("/k/modules"), packaged=True)
+
+
+class PretendedLab(Lab):
+    """A lab to which everything is at hand."""
+
+    _host_kernel = KERNEL
+    _guest_kernel = KERNEL
+    _qemu = Qemu("image", "11.1.3", ("qemu",), ())
+    _host_image = HostImage("key", Path("/h/disk"), Path("/h/root"))
+    _guest_image = GuestImage("key", Path("/g/initramfs"), "hash")
+    _identity = Identity(Path("/i/client"), "", Path("/i/host"), "")
+
+
+def lab(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    settings: Settings,
+    *,
+    kvm: bool,
+    nesting: bool = False,
+) -> Lab:
+    reason = "" if kvm else "guest did not boot: KVM internal error"
+    monkeypatch.setattr(lab_module, "why_not", lambda *_: reason)
+    monkeypatch.setattr(lab_module, "_nesting", lambda: nesting)
+    monkeypatch.setattr(lab_module, "host_initramfs", lambda *_: Path("/h/initramfs"))
+    return PretendedLab(settings, lambda _: None, Cache(tmp_path))
+
+
+def test_auto_is_local_where_a_guest_boots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    facts = lab(monkeypatch, tmp_path, Settings(), kvm=True).facts()
+    assert facts.host_kind == "local"
+    assert facts.host_kernel is None
+    assert facts.host_reason == "a guest boots on /dev/kvm"
+
+
+def test_auto_is_emulated_where_none_boots_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    facts = lab(monkeypatch, tmp_path, Settings(), kvm=False).facts()
+    assert facts.host_kind == "emulated"
+    assert facts.host_kernel == KERNEL
+    assert "KVM internal error" in facts.host_reason
+
+
+@pytest.mark.parametrize(
+    ("kvm", "nesting", "accelerator"),
+    [(False, False, "tcg"), (True, False, "tcg"), (True, True, "kvm"), (False, True, "tcg")],
+)
+def test_an_emulated_host_runs_on_kvm_where_nesting_works(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kvm: bool, nesting: bool, accelerator: str
+) -> None:
+    made = lab(monkeypatch, tmp_path, Settings(host="emulated"), kvm=kvm, nesting=nesting)
+    host, _ = made._host_and_reason
+    assert isinstance(host, EmulatedHost)
+    assert host.spec.accelerator == accelerator
+
+
+def test_local_without_kvm_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="--host emulated needs no KVM"):
+        lab(monkeypatch, tmp_path, Settings(host="local"), kvm=False).facts()
+
+
+def test_a_local_host_has_the_kernel_that_it_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = Settings(host="local", host_kernel="6.1")
+    with pytest.raises(UsageError, match="--host-kernel needs an emulated host"):
+        lab(monkeypatch, tmp_path, settings, kvm=True).facts()
+
+
+def test_asking_for_a_host_kernel_is_asking_for_an_emulated_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    facts = lab(monkeypatch, tmp_path, Settings(host_kernel="6.1"), kvm=True).facts()
+    assert facts.host_kind == "emulated"
+    assert facts.host_reason == "--host-kernel boots in one"
+
+
+def test_an_emulated_host_brings_its_own_qemu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="--qemu needs a local host"):
+        lab(monkeypatch, tmp_path, Settings(qemu="system"), kvm=False).facts()
