@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hostfault.deadline import Deadline, poll
 from hostfault.errors import ConnectionLostError, HostfaultError
 from hostfault.host.agent import Agent
 from hostfault.host.local import local_agent
@@ -53,12 +54,11 @@ def test_a_log_is_read_on_from_where_it_was_left(agent: Agent, directory: Path) 
     assert agent.read("log", offset=-4)[0] == "ond\n"
 
 
-def test_the_code_of_a_child_that_ended_is_told(agent: Agent, directory: Path) -> None:
-    agent.spawn("child", ["sh", "-c", "echo last words; read line <fifo; exit 7"], {})
-    os.mkfifo(directory / "fifo")
-    assert agent.end("child") != 0
-    agent.spawn("other", ["true"], {})
-    assert agent.end("other") == 0
+def test_the_code_of_a_child_that_ended_is_told(agent: Agent) -> None:
+    agent.spawn("child", ["sh", "-c", "echo last words; exit 7"], {})
+    assert poll(Deadline(10.0, "the child to end"), lambda: agent.ended("child")) == 7
+    assert agent.read("child.log")[0] == "last words\n"
+    assert agent.end("child") == 7
 
 
 def test_a_child_that_is_killed_has_the_signal_as_its_code(agent: Agent) -> None:
