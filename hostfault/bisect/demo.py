@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hostfault.bisect.children import PROJECT
+from hostfault.bisect.codes import Decision
 from hostfault.cache import default_cache
 from hostfault.errors import HostfaultError, SetupError
 from hostfault.kernel import series
@@ -57,9 +59,9 @@ def history(fix: Edit) -> tuple[Commit, ...]:
     return (
         Commit(f"KVM: x86: {about} (i8254)", _remark("arch/x86/kvm/i8254.c")),
         Commit(f"KVM: x86: {about} (i8259)", _remark("arch/x86/kvm/i8259.c")),
+        Commit(f"KVM: x86: {about} (mtrr)", _remark("arch/x86/kvm/mtrr.c")),
         Commit(DOES_NOT_BUILD, _append("arch/x86/kvm/debugfs.c", _UNWRITTEN)),
         Commit("KVM: x86: write it another time", _replace("arch/x86/kvm/debugfs.c", _UNWRITTEN)),
-        Commit(f"KVM: x86: {about} (mtrr)", _remark("arch/x86/kvm/mtrr.c")),
         Commit(DOES_NOT_BOOT, _replace("virt/kvm/kvm_main.c", _INIT, _PANIC)),
         Commit("KVM: let it be loaded again", _replace("virt/kvm/kvm_main.c", _PANIC, _INIT)),
         Commit(FIX, fix),
@@ -174,11 +176,29 @@ def _demonstrate(place: Path, entry: CatalogEntry, options: Sequence[str]) -> in
     start(tree, ids, commits)
     words = [str(PROJECT / "ci" / "bisect"), "--artifacts", str(artifacts), *options]
     code = subprocess.call(["git", "bisect", "run", *words], cwd=tree)
-    _show_steps(artifacts)
     answer = found(tree)
-    right = code == 0 and answer == FIX
+    right = code == 0 and answer == FIX and _skips_what_git_left_out(tree, ids, artifacts, words)
+    _show(_steps(artifacts))
     print(f"bisect-demo: {'right' if right else 'WRONG'}: found {answer or 'nothing'!r}")
     return 0 if right else 1
+
+
+def _skips_what_git_left_out(
+    tree: Path, ids: dict[str, str], artifacts: Path, words: Sequence[str]
+) -> bool:
+    """Whether the untestable commits are skipped, also one that git did not happen to ask for."""
+    asked = {step["subject"] for step in _steps(artifacts)}
+    git(tree, "bisect", "reset")
+    for subject in {DOES_NOT_BUILD, DOES_NOT_BOOT} - asked:
+        print(f"... git did not ask for {subject!r}, so it is asked for by hand", flush=True)
+        git(tree, "checkout", "--quiet", ids[subject])
+        subprocess.call(words, cwd=tree)
+    untestable = {
+        step["subject"]
+        for step in _steps(artifacts)
+        if step["decision"] == Decision.UNTESTABLE.value
+    }
+    return untestable == {DOES_NOT_BUILD, DOES_NOT_BOOT}
 
 
 def _unpack(entry: CatalogEntry, tree: Path) -> None:
@@ -196,11 +216,16 @@ def _unpack(entry: CatalogEntry, tree: Path) -> None:
         cache.close()
 
 
-def _show_steps(artifacts: Path) -> None:
-    """The steps with their seconds, in the order in which git asked for them."""
-    print("\n build  tests   total  decision          commit")
+def _steps(artifacts: Path) -> list[dict[str, Any]]:
+    """The records of the steps, in the order in which they were made."""
     files = sorted(artifacts.glob("*/step.json"), key=lambda path: path.stat().st_mtime)
-    for step in (json.loads(path.read_text()) for path in files):
+    return [json.loads(path.read_text()) for path in files]
+
+
+def _show(steps: Sequence[dict[str, Any]]) -> None:
+    """The steps with their seconds."""
+    print("\n build  tests   total  decision          commit")
+    for step in steps:
         build, tests = step["build_seconds"], step["test_seconds"]
         print(
             f"{build:6.1f} {tests:6.1f} {build + tests:7.1f}  {step['decision']:16}  "
