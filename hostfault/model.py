@@ -180,6 +180,8 @@ class Observation:
     host_ended: Ended | None = None  # the host kernel panicked, oopsed or hung
     host_log: str = ""  # what the host kernel logged since the fault
     stored_byte: int | None = None  # what the host file holds at the offset at the end
+    host_release: str = ""  # what `uname -r` said on the host
+    kvm_build_id: str = ""  # of the kvm module that was loaded there, in hex
 
 
 class VerdictKind(enum.StrEnum):

@@ -79,12 +79,15 @@ class Recording:
         self._task = armed.task
         self._started = now()
         self._touched = 0.0
+        running = place.agent.hello()
         self._so_far = Observation(
             scenario=scenario,
             expected_gfn=armed.gfn,
             expected=fault.expected(scenario),
             waited=0.0,
             probe=armed.task.report(),
+            host_release=str(running.get("release", "")),
+            kvm_build_id=str(running.get("kvm_build_id", "")),
         )
 
     def begin(self) -> None:

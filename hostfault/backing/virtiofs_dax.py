@@ -39,6 +39,13 @@ def start(agent: Agent, directory: str, python: Sequence[str], env: Mapping[str,
     agent.spawn(CHILD, argv, env, listen=f"{directory}/{SOCKET}")
 
 
+def check_alive(agent: Agent) -> None:
+    """Raise :class:`LaunchError` if the daemon has ended while it was needed."""
+    code = agent.ended(CHILD)
+    if code is not None:
+        raise LaunchError("the virtiofs-DAX back-end", [CHILD], code, log(agent))
+
+
 def device(directory: str) -> list[str]:
     """What QEMU's command line needs for it; guest memory must be shared."""
     return [
@@ -64,7 +71,11 @@ def mount(agent: Agent, guest: Shell, deadline: Deadline) -> None:
 
 def log(agent: Agent) -> str:
     """The end of the daemon's log and of what it printed."""
-    return agent.read(LOG, offset=-8000)[0] + agent.read(f"{CHILD}.log", offset=-4000)[0]
+    printed = agent.read(f"{CHILD}.log", offset=-4000)[0]
+    try:
+        return agent.read(LOG, offset=-8000)[0] + printed
+    except HostfaultError:  # it ended before it made its log
+        return printed
 
 
 def wait_for_mapping(agent: Agent, path: str, offset: int, writable: bool) -> int:

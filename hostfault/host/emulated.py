@@ -33,7 +33,7 @@ from hostfault.host.machine import (
 )
 from hostfault.host.place import Place, Say, Stopwatch, boot_guest, mount_backing, reach_guest
 from hostfault.identity import Identity
-from hostfault.model import Scenario
+from hostfault.model import Kernel, Scenario
 from hostfault.qmp import Recorder
 from hostfault.ssh import Shell, connect
 
@@ -80,9 +80,9 @@ class EmulatedHost:
                 place = self._fork(inner, saved, folder)
             except HostfaultError as error:
                 inner.close()
-                self.cache.discard(saved)
-                if attempt == ATTEMPTS - 1:
+                if attempt == ATTEMPTS - 1 or isinstance(error, SetupError):
                     raise
+                self.cache.discard(saved)
                 self.say(f"the saved machine does not load, booting anew ({error})")
             except BaseException:
                 inner.close()
@@ -184,6 +184,7 @@ class EmulatedHost:
         recorder.execute("cont")
         shell = self._reach(stack, sockets)
         agent = _call_agent(stack, shell, machine)
+        prove_kernel(agent, self.spec.kernel)
         watch.lap("host ssh")
         guest = reach_guest(sockets.guest_ssh, self.identity, self.say)
         stack.callback(guest.close)
@@ -196,6 +197,20 @@ class EmulatedHost:
         shell = connect("host", sockets.host_ssh, self.identity, deadline)
         stack.callback(shell.close)
         return shell
+
+
+def prove_kernel(agent: Agent, kernel: Kernel) -> None:
+    """Check from inside the host that what runs is what was asked for, down to the kvm module.
+
+    Raises :class:`~hostfault.errors.SetupError` otherwise: a verdict would be about another kernel.
+    """
+    running = agent.hello()
+    for what, wanted, found in (
+        ("release", kernel.release, running["release"]),
+        ("build id of kvm.ko", kernel.build_id, running["kvm_build_id"]),
+    ):
+        if wanted and wanted != found:
+            raise SetupError(f"the host runs another kernel: its {what} is {found}, not {wanted}")
 
 
 def _guest_command(scenario: Scenario) -> list[str]:

@@ -87,6 +87,7 @@ def boot_guest(
     guest_machine.start(agent, argv, env)
 
     def alive() -> None:
+        virtiofs_dax.check_alive(agent)
         guest_machine.check_alive(agent, argv)
 
     recorder.connect(qmp, Deadline(30.0, "QMP of the guest's QEMU"), alive)

@@ -19,6 +19,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,8 +44,13 @@ class Agent:
         directory.mkdir(parents=True, exist_ok=True)
 
     def hello(self) -> dict[str, Any]:
-        """Who is there."""
-        return {"release": os.uname().release, "pid": os.getpid(), "dir": str(self._directory)}
+        """Who is there, and which kernel runs."""
+        return {
+            "release": os.uname().release,
+            "kvm_build_id": build_id_of("kvm"),
+            "pid": os.getpid(),
+            "dir": str(self._directory),
+        }
 
     def spawn(
         self, name: str, argv: list[str], env: dict[str, str], listen: str | None = None
@@ -187,6 +193,21 @@ class Agent:
 
     def _path(self, path: str) -> Path:
         return self._directory / path  # an absolute path stays as it is
+
+
+def build_id_of(module: str) -> str:
+    """The build id of a module that is loaded, in hex; "" if it is built in, absent or has none.
+
+    An ELF note: three numbers of four bytes, of which the first two are the lengths of name and
+    content, then both (elf(5), "Notes").
+    """
+    try:
+        note = Path(f"/sys/module/{module}/notes/.note.gnu.build-id").read_bytes()
+    except OSError:
+        return ""
+    name_size, size = struct.unpack_from("=II", note)
+    start = 12 + (name_size + 3) // 4 * 4
+    return note[start : start + size].hex()
 
 
 OPERATIONS = frozenset(name for name in vars(Agent) if not name.startswith("_")) - {"close"}

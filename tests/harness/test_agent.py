@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from hostfault.deadline import Deadline, poll
-from hostfault.errors import ConnectionLostError, HostfaultError
+from hostfault.errors import ConnectionLostError, HostfaultError, SetupError
 from hostfault.host.agent import Agent
+from hostfault.host.emulated import prove_kernel
 from hostfault.host.local import local_agent
+from hostfault.model import Kernel
 
 
 @pytest.fixture
@@ -125,3 +127,21 @@ def test_a_late_answer_is_not_taken_for_that_of_the_next_question() -> None:
 
     with peer(answers) as stream:
         assert Agent(stream).kernel_log() == "fresh"
+
+
+def test_the_kernel_that_runs_must_be_the_one_that_was_asked_for() -> None:
+    def answers(request: dict[str, object]) -> bytes:
+        running = {"release": "7.3.4", "kvm_build_id": "abcd"}
+        return json.dumps({"id": request["id"], "ok": running}).encode() + b"\n"
+
+    def kernel(release: str, build_id: str) -> Kernel:
+        return Kernel("x", release, Path(), Path(), packaged=False, build_id=build_id)
+
+    with peer(answers) as stream:
+        agent = Agent(stream)
+        prove_kernel(agent, kernel("7.3.4", "abcd"))
+        prove_kernel(agent, kernel("7.3.4", ""))
+        with pytest.raises(SetupError, match=r"release is 7\.3\.4, not 6\.1"):
+            prove_kernel(agent, kernel("6.1", ""))
+        with pytest.raises(SetupError, match=r"build id of kvm.ko is abcd, not beef"):
+            prove_kernel(agent, kernel("7.3.4", "beef"))
