@@ -18,6 +18,7 @@ from hostfault.cache import Cache, key_of
 from hostfault.errors import CacheMissError, LaunchError, SetupError
 from hostfault.image.recipes import IMAGES, read_list
 from hostfault.kernel.fetch import KEYRING, mirror
+from hostfault.kernel.series import version_of
 from hostfault.process import spawn
 from hostfault.tools import find_tool, run_tool
 
@@ -108,6 +109,11 @@ def build_root(cache: Cache, suite: str) -> BuildRoot:
         toolchain=(place / "toolchain").read_text(),
         ccache=cache.root / "ccache",
     )
+
+
+def suite_for(version: str) -> str:
+    """The Debian suite whose compiler fits a kernel; newer ones do not build 6.1."""
+    return "bookworm" if version_of(version) < (6, 2) else "trixie"
 
 
 def _bootstrap(place: Path, suite: str, packages: Sequence[str]) -> None:

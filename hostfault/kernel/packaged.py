@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hostfault.cache import Cache, key_of
 from hostfault.errors import CacheMissError, SetupError
-from hostfault.kernel.buildroot import BuildRoot, build_root
+from hostfault.kernel.buildroot import BuildRoot, build_root, suite_for
 from hostfault.kernel.catalog import CatalogEntry
 from hostfault.kernel.choose import packaged
 from hostfault.kernel.fetch import mirror, unpack
@@ -60,7 +60,7 @@ def packaged_base(entry: CatalogEntry, cache: Cache) -> Base:
     """
     kernel = packaged(entry, cache)
     version = package_version(kernel.image)
-    root = build_root(cache, "bookworm" if entry.suite.startswith("bookworm") else "trixie")
+    root = build_root(cache, suite_for(entry.release))
     key = key_of(
         {
             "layout": LAYOUT,

@@ -25,6 +25,7 @@ _KCONFIG = re.compile(r"(?:.*/)?Kconfig[^/]*$")  # read wherever it lies
 _PRODUCT = re.compile(
     r"include/(?:generated|config)/|arch/x86/include/generated/|arch/x86/boot/(?:bzImage|vmlinux)"
     r"|(?:vmlinux|System\.map|Module\.symvers|modules\.|certs/signing_key)"
+    r"|arch/x86/kvm/kvm-asm-offsets\.h$|(?:.*/)?Module\.symvers$"
     r"|.*(?:\.(?:o|ko|a|so|mod|mod\.c|cmd|order|s|tmp|orig|rej)|~)$"
 )
 # The part that KVM's own modules are made of.
@@ -32,6 +33,7 @@ _KVM = re.compile(
     r"arch/x86/kvm/|virt/kvm/|include/linux/kvm_(?!para\.h)\w+\.h$|include/trace/events/kvm\.h$"
     r"|include/uapi/linux/kvm\.h$|arch/x86/include/(?:uapi/)?asm/kvm(?!_para\.h)[-\w]*\.h$"
 )
+_FOUND_BY_ITSELF = re.compile(r"(?:include|arch/x86/include)/.*\.h$")
 _KVM_HOST = "arch/x86/include/asm/kvm_host.h"
 # Parts of KVM's headers that the kernel proper looks into (arch/x86/events/intel/core.c).
 _SHARED_STRUCTS = ("kvm_pmu", "kvm_pmc")
@@ -116,6 +118,19 @@ def digest_of(data: bytes) -> str:
 def link_digest(target: str) -> str:
     """How a manifest stands for a symbolic link."""
     return f"-> {target}"
+
+
+def without_strangers(files: Manifest, known: Manifest) -> Manifest:
+    """Of a tree outside git: leave out what another tree does not have and no build finds.
+
+    That is mostly what was built in the tree. A new file matters if a changed one names it, and
+    then the changed one is a difference; only a header can take another's place by being there.
+    """
+    return {
+        name: value
+        for name, value in files.items()
+        if name in known or is_kvm(name) or _FOUND_BY_ITSELF.match(name)
+    }
 
 
 def difference(old: Manifest, new: Manifest) -> Difference:
