@@ -174,4 +174,7 @@ def error_lines(output: str, limit: int = 30) -> str:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""
+    """A log less its first line, which is the command."""
+    if not path.exists():
+        return ""
+    return path.read_text(errors="replace").partition("\n")[2]

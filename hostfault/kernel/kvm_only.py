@@ -165,11 +165,12 @@ def share(old: Path, new: Path) -> None:
 
 def replace_kvm(tree: Path, source: Path, names: Sequence[str]) -> None:
     """Let a prepared tree have the KVM of another one; ``names`` are all files of the latter."""
-    for folder in ("arch/x86/kvm", "virt/kvm"):
-        shutil.rmtree(tree / folder)
+    for folder in ("arch/x86", "include", "virt"):
+        for path in (tree / folder).rglob("*"):
+            if is_kvm(str(path.relative_to(tree))) and not path.is_dir():
+                path.unlink()
     for name in filter(is_kvm, names):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        (tree / name).unlink(missing_ok=True)
         shutil.copy(source / name, tree / name)
 
 
