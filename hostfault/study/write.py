@@ -1,0 +1,161 @@
+"""Write the study's data, figures and tables; the words of docs/error-table.md are its author's.
+
+A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; what is between is replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from hostfault.errors import SetupError
+from hostfault.study import figures, stats
+from hostfault.study.plan import Cell
+from hostfault.study.run import ENOUGH, Result
+from hostfault.study.stats import Middle, Share, Summary
+
+Column = tuple[str, Callable[[Cell, Summary], str]]
+
+
+def write(cells: Sequence[Cell], results: Sequence[Result], document: Path) -> list[Path]:
+    """Bring the document's tables up to date, and write the data and figures beside it.
+
+    Returns what was written. Raises :class:`SetupError` for a document with an unknown table.
+    """
+    folder = document.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    found = summaries(cells, results)
+    data = folder / "cells.json"
+    data.write_text(_lines([{**dataclasses.asdict(each)} for each in found.values()]))
+    runs = folder / "runs.json"
+    runs.write_text(_lines([dataclasses.asdict(each) for each in _sorted(cells, results)]))
+    document.write_text(fill(document.read_text(), tables(cells, found)))
+    return [document, data, runs, *figures.draw(cells, results, folder)]
+
+
+def summaries(cells: Sequence[Cell], results: Sequence[Result]) -> dict[str, Summary]:
+    """The cells that have runs, summed up, by key."""
+    known = {result.cell for result in results}
+    return {cell.key: stats.summary(cell, results) for cell in cells if cell.key in known}
+
+
+def fill(text: str, known: Mapping[str, str]) -> str:
+    """Put the tables into a document. Raises :class:`SetupError` for one that is unknown."""
+
+    def replace(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in known:
+            raise SetupError(f"the document wants a table {name!r}; known are {', '.join(known)}")
+        return f"<!-- table {name} -->\n{known[name]}\n<!-- end -->"
+
+    return re.sub(r"<!-- table (\S+) -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL)
+
+
+def tables(cells: Sequence[Cell], found: Mapping[str, Summary]) -> dict[str, str]:
+    """Every table, by name."""
+    mine = [cell for cell in cells if cell.key in found]
+    return {
+        name: table([(cell, found[cell.key]) for cell in mine if wanted(cell)], columns)
+        for name, (wanted, columns) in TABLES.items()
+    }
+
+
+def table(rows: Sequence[tuple[Cell, Summary]], columns: Sequence[Column]) -> str:
+    """A table in Markdown."""
+    lines = [[title for title, _ in columns], ["---" for _ in columns]]
+    lines += [[show(cell, row) for _, show in columns] for cell, row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _share(share: Share) -> str:
+    return f"{share.yes}/{share.of} ({share.low * 100:.0f} to {share.high * 100:.0f} %)"
+
+
+def _middle(middle: Middle) -> str:
+    return f"{_count(middle.value)} ({_count(middle.low)} to {_count(middle.high)})"
+
+
+def _count(value: float) -> str:
+    return f"≥ {ENOUGH:,}" if value >= ENOUGH else f"{value:,.0f}"
+
+
+def _outcomes(_: Cell, row: Summary) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(row.outcomes.items()))
+
+
+def _blames(_: Cell, row: Summary) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(row.blames.items())) or "-"
+
+
+def _arrangement(cell: Cell, _: Summary) -> str:
+    failure = f"{cell.delay / 1000:g} ms" if cell.delay else "at once"
+    if cell.behind:
+        failure = "just late"
+    words = [f"{cell.bad} of {cell.tasks}", cell.policy, failure]
+    words += [f"{cell.vcpus} vCPUs"] * (cell.vcpus > 1) + ["moved"] * cell.move
+    words += ["colliding"] * (cell.frames == "collide") + ["no-kvmapf"] * (not cell.async_pf)
+    return ", ".join(words + ["nothing truncated"] * (not cell.gone))
+
+
+def _fix(cell: Cell, _: Summary) -> str:
+    return f"{cell.lookup} of {cell.slots}" if cell.lookup else cell.fix
+
+
+FIX: Column = ("fix", _fix)
+CASE: Column = ("case", _arrangement)
+EXITS: Column = ("exits", lambda _, row: _share(row.exits))
+OUTCOMES: Column = ("outcomes", _outcomes)
+FAULTS: Column = ("faults to the end, median", lambda _, row: _middle(row.faults))
+PER_FRAME: Column = ("per frame, mean", lambda _, row: f"{row.per_frame:.1f}")
+LOST: Column = ("entries lost, median", lambda _, row: f"{row.overwritten.value:,.0f}")
+CULPRITS: Column = ("culprit on the vCPU", lambda _, row: _share(row.culprits))
+BLAMED: Column = ("on the vCPU at the exit", _blames)
+NAMED: Column = ("bad frame named", lambda _, row: _share(row.named))
+SECONDS: Column = ("seconds, median", lambda _, row: f"{row.seconds:.2f}")
+
+TABLES: Mapping[str, tuple[Callable[[Cell], bool], Sequence[Column]]] = {
+    "slots": (
+        lambda cell: bool(cell.behind) and cell.bad == 32 and cell.frames == "random",
+        (FIX, EXITS, FAULTS, PER_FRAME, LOST, CULPRITS, SECONDS),
+    ),
+    "natural": (
+        lambda cell: (
+            bool(cell.lookup) and not cell.behind and cell.vcpus == 1 and cell.frames == "random"
+        ),
+        (FIX, CASE, EXITS, FAULTS, LOST, CULPRITS),
+    ),
+    "collide": (
+        lambda cell: cell.frames == "collide",
+        (FIX, CASE, EXITS, FAULTS, LOST),
+    ),
+    "crowds": (
+        lambda cell: bool(cell.behind) and cell.bad != 32,
+        (FIX, CASE, EXITS, FAULTS, PER_FRAME, LOST),
+    ),
+    "request": (
+        lambda cell: cell.fix in ("exit-request", "fail-at-once") and cell.vcpus == 1,
+        (FIX, CASE, EXITS, FAULTS, CULPRITS, BLAMED, NAMED),
+    ),
+    "vcpus": (
+        lambda cell: cell.vcpus > 1,
+        (FIX, CASE, EXITS, FAULTS, CULPRITS, BLAMED),
+    ),
+    "stock": (
+        lambda cell: cell.fix == "stock",
+        (CASE, OUTCOMES, FAULTS, PER_FRAME),
+    ),
+}
+
+
+def _sorted(cells: Sequence[Cell], results: Sequence[Result]) -> list[Result]:
+    order = {cell.key: number for number, cell in enumerate(cells)}
+    mine = [result for result in results if result.cell in order]
+    return sorted(mine, key=lambda result: (order[result.cell], result.repeat))
+
+
+def _lines(items: Sequence[Mapping[str, object]]) -> str:
+    """A JSON list with one item a line, so that a change shows as few lines."""
+    return "[\n" + ",\n".join(json.dumps(item) for item in items) + "\n]\n"

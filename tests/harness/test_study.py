@@ -1,0 +1,324 @@
+"""The error-table study: its plan, frames, blame, numbers and document. No machine is booted."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hostfault.cache import Cache
+from hostfault.errors import SetupError, UsageError
+from hostfault.image import guest
+from hostfault.study import __main__ as study
+from hostfault.study import blame, crowd, figures, frames, plan, stats, write
+from hostfault.study.blame import Blame
+from hostfault.study.crowd import Armed, Task
+from hostfault.study.plan import Cell
+from hostfault.study.run import ENOUGH, Result
+
+WINDOW = range(0xF8000, 0xFA000)  # 32 MiB of the DAX window
+RIP, MARK = 0x4016B5, 0x7A5C0000
+TOUCHER = Task(number=3, pid=70, page=1, address=0x7FB523801000)
+BUSY = Task(number=0, pid=67, page=None, address=0)
+ARMED = Armed(RIP, MARK, (BUSY, BUSY, BUSY, TOUCHER))
+
+
+def result(cell: Cell, repeat: int = 0, outcome: str = "exit", faults: int = 32) -> Result:
+    exited = outcome == "exit"
+    return Result(
+        cell=cell.key,
+        repeat=repeat,
+        outcome=outcome,
+        faults=faults,
+        other_faults=0,
+        by_frame=(faults,),
+        vcpus_by_frame=(1,),
+        ready=faults,
+        seconds=0.5,
+        recorded=faults,
+        hit=int(exited),
+        overwritten=0,
+        blame="culprit" if exited else "",
+        blamed=3 if exited else None,
+        named=None,
+        named_is_blamed=None,
+        gfns=(0xF8001,),
+        release="7.3.4",
+        took=4.0,
+    )
+
+
+# --- plan ---------------------------------------------------------------------------------
+
+
+def test_no_two_cells_share_a_name() -> None:
+    for cells in (plan.full(), plan.quick()):
+        assert len({cell.key for cell in cells}) == len(cells)
+
+
+def test_what_conclusions_rest_on_is_repeated_twenty_times() -> None:
+    threads_case = [cell for cell in plan.full() if cell.behind and cell.bad == 32]
+    assert {cell.slots for cell in threads_case} == set(plan.SLOTS)
+    assert all(cell.repeats >= 20 for cell in threads_case if cell.frames == "random")
+
+
+def test_a_study_cut_short_has_its_share_of_every_cell() -> None:
+    often, seldom = Cell("stock", repeats=20), Cell("exit-request", repeats=5)
+    first = list(study.missing([often, seldom], {}))[:10]
+    assert [cell.fix for cell, _ in first].count("stock") == 8
+    assert len(set(first)) == 10
+
+
+def test_a_study_that_was_killed_goes_on_where_it_was() -> None:
+    cell = Cell("stock", repeats=3)
+    assert [repeat for _, repeat in study.missing([cell], {cell.key: {0, 2}})] == [1]
+
+
+def test_cells_can_be_chosen_by_words_of_their_names() -> None:
+    assert all("hash/8 " in cell.key for cell in study._chosen(plan.full(), ["hash/8 "]))
+    with pytest.raises(UsageError, match="there are\n  error-table/array/1 "):
+        study._chosen(plan.full(), ["nonsense"])
+
+
+@pytest.mark.parametrize("text", ["stock", "stock=", "table=/boot/vmlinuz"])
+def test_a_kernel_for_nothing_that_is_studied_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not stock"):
+        study._kernel(text)
+
+
+# --- results ------------------------------------------------------------------------------
+
+
+def test_results_survive_a_round_trip(tmp_path: Path) -> None:
+    results = [result(Cell("stock"), repeat) for repeat in range(3)]
+    study._append(tmp_path / "full.jsonl", results)
+    assert study.load(tmp_path / "full.jsonl") == results
+
+
+def test_a_line_that_a_killed_study_left_half_written_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "full.jsonl"
+    first, second = result(Cell("stock"), 0), result(Cell("stock"), 1)
+    study._append(path, [first])
+    with path.open("a") as stream:
+        stream.write('{"cell": "sto')
+    study._append(path, [second])
+    assert study.load(path) == [first, second]
+
+
+# --- frames -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [1, 3, 6])
+def test_the_slot_is_what_the_kernels_hash_32_says(bits: int) -> None:
+    for gfn in WINDOW[::97]:
+        kernels = ((gfn * 0x61C88647) & 0xFFFFFFFF) >> (32 - bits)
+        assert frames.slot(gfn, 1 << bits) == kernels
+
+
+def test_a_table_of_one_has_one_slot() -> None:
+    assert {frames.slot(gfn, 1) for gfn in WINDOW} == {0}
+
+
+def test_colliding_frames_share_a_slot_in_every_table() -> None:
+    gfns = frames.choose("collide", WINDOW, 32, random.Random(1))
+    assert len(set(gfns)) == 32
+    for slots in plan.SLOTS:
+        assert len({frames.slot(gfn, slots) for gfn in gfns}) == 1
+
+
+def test_random_frames_differ_and_do_not_share_a_slot() -> None:
+    gfns = frames.choose("random", WINDOW, 32, random.Random(1))
+    assert len(set(gfns)) == 32
+    assert len({frames.slot(gfn, 64) for gfn in gfns}) > 16
+
+
+# --- blame --------------------------------------------------------------------------------
+
+
+def dump(*, cpl: int = 3, rip: int = RIP, r15: int = MARK + 3, rdi: int = TOUCHER.address) -> str:
+    """A register dump as QEMU prints it."""
+    return (
+        "error: kvm run failed Bad address\n"
+        f"RAX=0000000000000000 RBX=0000000000000001 RCX=0000000000000002 RDX={3:016x}\n"
+        f"RSI=0000000000000000 RDI={rdi:016x} RBP=0000000000000000 RSP=00007ffc00000000\n"
+        "R8 =0000000000000000 R9 =0000000000000000 R10=0000000000000000 R11=0000000000000246\n"
+        f"R12=0000000000000000 R13=0000000000000000 R14=0000000000000000 R15={r15:016x}\n"
+        f"RIP={rip:016x} RFL=00000202 [-------] CPL={cpl} II=0 A20=1 SMM=0 HLT=0\n"
+        "EFER=0000000000000d01\nCode=5e 5f c3 RAX=ff\n"
+    )
+
+
+def test_a_toucher_on_its_instruction_is_the_culprit() -> None:
+    assert blame.judge(dump(), ARMED) == blame.Finding(Blame.CULPRIT, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "whom"),
+    [
+        ({"rip": RIP + 3}, Blame.ELSEWHERE),
+        ({"rdi": 0x7FB523802000}, Blame.ELSEWHERE),
+        ({"r15": MARK}, Blame.BUSY),
+        ({"cpl": 0}, Blame.KERNEL),
+        ({"r15": MARK + 4}, Blame.UNKNOWN),
+        ({"r15": 0}, Blame.UNKNOWN),
+    ],
+)
+def test_who_is_not_the_culprit_is_not_blamed(state: dict[str, int], whom: Blame) -> None:
+    assert blame.judge(dump(**state), ARMED).blame is whom
+
+
+def test_without_a_register_dump_nobody_is_blamed() -> None:
+    assert blame.judge("qemu: terminating\n", ARMED) == blame.Finding(Blame.UNKNOWN, None, None)
+
+
+def test_the_frame_that_a_memory_fault_names_is_read() -> None:
+    words = "Convert non guest_memfd backed memory region (0xf8003000 ,+ 0x1000) to shared\n"
+    assert blame.judge(words + dump(), ARMED).named_gfn == 0xF8003
+
+
+# --- numbers ------------------------------------------------------------------------------
+
+
+def test_wilsons_interval_is_as_in_the_books() -> None:
+    share = stats.wilson(20, 20)
+    assert (round(share.low, 3), share.high) == (0.839, 1.0)
+    share = stats.wilson(5, 10)
+    assert (round(share.low, 3), round(share.high, 3)) == (0.237, 0.763)
+    assert stats.wilson(0, 0) == stats.Share(0, 0, 0.0, 1.0)
+
+
+def test_the_medians_interval_cuts_off_five_of_twenty_at_either_end() -> None:
+    # P(binomial(20, 1/2) <= 5) = 2.07 %, and 5.77 % for 6: ranks 6 and 15.
+    assert stats.middle(list(range(1, 21))) == stats.Middle(10.5, 6, 15)
+
+
+def test_the_median_of_a_few_has_all_of_them_as_its_interval() -> None:
+    assert stats.middle([9, 1, 4]) == stats.Middle(4, 1, 9)
+
+
+def test_a_summary_counts_exits_and_culprits_apart() -> None:
+    cell = Cell("exit-request")
+    other = dataclasses.replace(result(cell, 1, faults=2), blame="kernel", named=True)
+    row = stats.summary(cell, [result(cell, 0), other, result(cell, 2, "spin", 2003)])
+    assert (row.exits.yes, row.exits.of) == (2, 3)
+    assert (row.culprits.yes, row.culprits.of) == (1, 2)
+    assert (row.named.yes, row.most, row.faults.value) == (1, 2003, 32)
+    assert row.blames == {"culprit": 1, "kernel": 1}
+
+
+def test_a_culprit_other_than_the_one_that_the_exit_names_is_told_apart() -> None:
+    named = dataclasses.replace(result(Cell("exit-request")), named=True, named_is_blamed=False)
+    assert stats.whom(named) == "other"
+    assert stats.whom(dataclasses.replace(named, named_is_blamed=True)) == "culprit"
+    assert stats.whom(dataclasses.replace(named, blame="busy")) == "busy"
+
+
+# --- document -----------------------------------------------------------------------------
+
+
+def test_tables_are_put_where_the_document_wants_them() -> None:
+    text = "before\n<!-- table a -->\nold\n<!-- end -->\nafter\n"
+    filled = write.fill(text, {"a": "| new |"})
+    assert filled == "before\n<!-- table a -->\n| new |\n<!-- end -->\nafter\n"
+    assert write.fill(filled, {"a": "| new |"}) == filled
+
+
+def test_a_document_that_wants_an_unknown_table_is_an_error() -> None:
+    with pytest.raises(SetupError, match="'nonsense'; known are slots"):
+        write.fill("<!-- table nonsense -->\n<!-- end -->", {"slots": ""})
+
+
+def test_what_was_cut_off_is_not_told_as_a_count() -> None:
+    cell = Cell("error-table", "array", 1, behind=1)
+    rows = write.summaries([cell], [result(cell, 0, "spin", ENOUGH + 40)])
+    text = write.tables([cell], rows)["slots"]
+    assert "| array of 1 | 0/1 (0 to 79 %) | ≥ 2,000 (≥ 2,000 to ≥ 2,000) |" in text
+
+
+def test_every_measured_cell_is_in_a_table() -> None:
+    cells = plan.full()
+    shown = [cell for cell in cells for wanted, _ in write.TABLES.values() if wanted(cell)]
+    assert set(cells) == set(shown)
+
+
+def test_the_document_in_the_project_has_every_table() -> None:
+    text = study.DOCUMENT.read_text()
+    assert all(f"<!-- table {name} -->\n|" in text for name in write.TABLES)
+
+
+def test_the_data_in_the_project_is_of_this_plan() -> None:
+    folder = study.DOCUMENT.with_suffix("")
+    keys = {cell.key for cell in plan.full()}
+    assert {run["cell"] for run in json.loads((folder / "runs.json").read_text())} <= keys
+
+
+def test_figures_are_drawn_and_the_same_data_gives_the_same_file(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install '.[study]'")
+    cells = plan.full()
+    results = [result(cell, faults=1 + number) for number, cell in enumerate(cells)]
+    drawn = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        paths = figures.draw(cells, results, tmp_path / name)
+        drawn.append([path.read_bytes() for path in paths])
+    assert drawn[0] == drawn[1]
+    assert all(text.startswith(b"<?xml") and b"</svg>" in text for text in drawn[0])
+
+
+# --- the crowd, run natively --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return guest.build_program(Cache(tmp_path_factory.mktemp("crowd")), guest.CROWD_SOURCE)
+
+
+def talk(
+    program: Path, tmp_path: Path, words: str, lines: str
+) -> tuple[int, list[dict[str, object]]]:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(16 * 4096))
+    done = subprocess.run(
+        [program, "--file", file, "--length", str(16 * 4096), *words.split()],
+        input=lines,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, crowd.parse(done.stdout)
+
+
+def test_touchers_are_spread_among_the_busy_ones(program: Path, tmp_path: Path) -> None:
+    _, steps = talk(program, tmp_path, "--tasks 8 --policy fair", "pages 3 9\n")
+    tasks = [step for step in steps if step["step"] == "task"]
+    assert [task.get("page") for task in tasks] == [None, None, None, 3, None, None, None, 9]
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        ("--tasks 2 --policy fair", "pages 16\n"),  # beyond the end
+        ("--tasks 1 --policy fair", "pages 1 2\n"),  # more than tasks
+        ("--tasks 1 --policy fair", "go\n"),
+        ("--tasks 1 --policy fair", ""),
+    ],
+)
+def test_pages_that_cannot_be_touched_are_refused(
+    program: Path, tmp_path: Path, words: str, lines: str
+) -> None:
+    code, steps = talk(program, tmp_path, words, lines)
+    assert (code, steps[-1]["step"], steps[-1]["call"]) == (2, "failed", "pages")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--tasks 0 --policy fair", "--tasks 257 --policy fair", "--tasks 1 --policy x", "--tasks 1"],
+)
+def test_a_wrong_command_line_is_told(program: Path, tmp_path: Path, words: str) -> None:
+    assert talk(program, tmp_path, words, "") == (64, [])
