@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 GOLDEN_RATIO_32 = 0x61C88647  # the multiplier of hash_32() (Linux, include/linux/hash.h)
@@ -17,6 +17,11 @@ def slot(gfn: int, slots: int) -> int:
     """
     hashed = ((gfn & 0xFFFFFFFF) * GOLDEN_RATIO_32) & 0xFFFFFFFF
     return hashed * slots >> 32
+
+
+def alone(gfns: Sequence[int], slots: int) -> int:
+    """How many of the frames share their slot with none of the others."""
+    return list(Counter(slot(gfn, slots) for gfn in gfns).values()).count(1)
 
 
 def choose(kind: str, gfns: Sequence[int], number: int, rng: random.Random) -> list[int]:

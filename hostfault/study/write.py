@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hostfault.errors import SetupError
-from hostfault.study import figures, stats
+from hostfault.study import figures, frames, stats
 from hostfault.study.plan import Cell
 from hostfault.study.run import ENOUGH, Result
 from hostfault.study.stats import Middle, Share, Summary
+
+TWO_ROUNDS = 64  # faults: every one of 32 tasks has failed twice
 
 Column = tuple[str, Callable[[Cell, Summary], str]]
 
@@ -32,7 +34,8 @@ def write(cells: Sequence[Cell], results: Sequence[Result], document: Path) -> l
     data.write_text(_lines([{**dataclasses.asdict(each)} for each in found.values()]))
     runs = folder / "runs.json"
     runs.write_text(_lines([dataclasses.asdict(each) for each in _sorted(cells, results)]))
-    document.write_text(fill(document.read_text(), tables(cells, found)))
+    known = tables(cells, found) | {"alone": alone_table(cells, results)}
+    document.write_text(fill(document.read_text(), known))
     return [document, data, runs, *figures.draw(cells, results, folder)]
 
 
@@ -61,6 +64,27 @@ def tables(cells: Sequence[Cell], found: Mapping[str, Summary]) -> dict[str, str
         name: table([(cell, found[cell.key]) for cell in mine if wanted(cell)], columns)
         for name, (wanted, columns) in TABLES.items()
     }
+
+
+def alone_table(cells: Sequence[Cell], results: Sequence[Result]) -> str:
+    """How soon a hash ends the loop, by whether any frame has a slot of its own."""
+    slots = {cell.key: cell.slots for cell in cells if _hashed(cell)}
+    groups: dict[bool, list[Result]] = {True: [], False: []}
+    for each in results:
+        if each.cell in slots:
+            groups[frames.alone(each.gfns, slots[each.cell]) > 0].append(each)
+    lines = ["| frames alone in their slot | exits within two rounds | faults to the end, median |"]
+    lines.append("| --- | --- | --- |")
+    for any_alone, mine in groups.items():
+        soon = [each for each in mine if each.outcome == "exit" and each.faults <= TWO_ROUNDS]
+        share = _share(stats.wilson(len(soon), len(mine)))
+        faults = _middle(stats.middle([each.faults for each in mine])) if mine else "-"
+        lines.append(f"| {'some' if any_alone else 'none'} | {share} | {faults} |")
+    return "\n".join(lines)
+
+
+def _hashed(cell: Cell) -> bool:
+    return cell.lookup == "hash" and bool(cell.behind) and cell.bad == TWO_ROUNDS // 2
 
 
 def table(rows: Sequence[tuple[Cell, Summary]], columns: Sequence[Column]) -> str:

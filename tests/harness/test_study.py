@@ -137,6 +137,13 @@ def test_random_frames_differ_and_do_not_share_a_slot() -> None:
     assert len({frames.slot(gfn, 64) for gfn in gfns}) > 16
 
 
+def test_a_frame_is_alone_if_no_other_has_its_slot() -> None:
+    gfns = frames.choose("collide", WINDOW, 4, random.Random(1))
+    stranger = next(gfn for gfn in WINDOW if frames.slot(gfn, 64) != frames.slot(gfns[0], 64))
+    assert (frames.alone(gfns, 64), frames.alone([*gfns, stranger], 64)) == (0, 1)
+    assert frames.alone(gfns[:1], 1) == 1
+
+
 # --- blame --------------------------------------------------------------------------------
 
 
@@ -240,6 +247,16 @@ def test_what_was_cut_off_is_not_told_as_a_count() -> None:
     assert "| array of 1 | 0/1 (0 to 79 %) | ≥ 2,000 (≥ 2,000 to ≥ 2,000) |" in text
 
 
+def test_hashes_are_told_apart_by_whether_a_frame_is_alone_in_its_slot() -> None:
+    cell = Cell("error-table", "hash", 64, behind=1)
+    crowded = tuple(frames.choose("collide", WINDOW, 2, random.Random(1)))
+    loner = result(cell, 0)
+    others = dataclasses.replace(result(cell, 1, faults=900), gfns=crowded)
+    text = write.alone_table([cell], [loner, others])
+    assert "| some | 1/1 (21 to 100 %) | 32 (32 to 32) |" in text
+    assert "| none | 0/1 (0 to 79 %) | 900 (900 to 900) |" in text
+
+
 def test_every_measured_cell_is_in_a_table() -> None:
     cells = plan.full()
     shown = [cell for cell in cells for wanted, _ in write.TABLES.values() if wanted(cell)]
@@ -248,7 +265,7 @@ def test_every_measured_cell_is_in_a_table() -> None:
 
 def test_the_document_in_the_project_has_every_table() -> None:
     text = study.DOCUMENT.read_text()
-    assert all(f"<!-- table {name} -->\n|" in text for name in write.TABLES)
+    assert all(f"<!-- table {name} -->\n|" in text for name in (*write.TABLES, "alone"))
 
 
 def test_the_data_in_the_project_is_of_this_plan() -> None:
