@@ -29,8 +29,9 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest"  # the file in a base's directory; see hostfault.kernel.source
 # Code that neither the configuration nor `make modules_prepare` nor KVM reads.
 _NOT_NEEDED = re.compile(
-    r"(?:drivers|fs|net|sound|crypto|block|mm|ipc|io_uring|security|rust)/.*\.(?:[chS]|rs|dtsi?)$"
-    r"|lib/.*\.c$|kernel/(?!bounds\.c)(?!time/).*\.c$"
+    r"(?:drivers|fs|net|sound)/.*\.(?:[chS]|rs|dtsi?)$"
+    r"|(?:crypto|block|io_uring|ipc|lib|mm|rust|security)/.*\.(?:c|rs)$"
+    r"|kernel/(?!bounds\.c)(?!time/).*\.c$"
 )
 _BANNER = re.compile(rb" Debian (\S+) \(\d{4}-\d\d-\d\d\)")
 
