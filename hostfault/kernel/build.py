@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 TREE = "tree:"
+# What the cache may keep of each kind, in bytes; a shared file counts for each that has it.
+LIMITS = {"built": 4 << 30, "kvm-bases": 1 << 30, "whole-kernels": 3 << 30, "build-roots": 2 << 30}
 
 
 def is_built(text: str) -> bool:
@@ -55,9 +57,11 @@ def resolve_built(text: str, cache: Cache, say: Say = log.info) -> Kernel:
     exist, :class:`SetupError` for what cannot be had, and :class:`LaunchError` with the
     compiler's lines for what does not build.
     """
-    if text.startswith(TREE):
-        return _from_tree(text, cache, say)
-    return _with_series(text, cache, say)
+    way = _from_tree if text.startswith(TREE) else _with_series
+    kernel = way(text, cache, say)
+    for kind, most in LIMITS.items():
+        cache.prune(kind, most)
+    return kernel
 
 
 def _with_series(text: str, cache: Cache, say: Say) -> Kernel:

@@ -70,7 +70,8 @@ class BuildRoot:
         """Run a command to its end, and return what it printed.
 
         ``patience`` is in seconds. Raises :class:`LaunchError`, whose last words are the lines
-        of the compiler (or linker, or make) that say what is wrong, not the whole log.
+        of the compiler (or linker, or make) that say what is wrong, not the whole log, and
+        :class:`SetupError` if this machine does not allow a build root.
         """
         self.ccache.mkdir(parents=True, exist_ok=True)
         output = tree.with_name(f"{tree.name}.log")
@@ -83,6 +84,11 @@ class BuildRoot:
                 words = f"still running after {patience:.0f} s\n{_text(output)[-1000:]}"
                 raise LaunchError(what, argv, None, words) from None
         text = _text(output)
+        if code != 0 and text.startswith("bwrap: "):
+            raise SetupError(
+                "bubblewrap may not make a build root on this machine (in a container: allow "
+                f"user namespaces, or give it CAP_SYS_ADMIN)\n{text.strip()}"
+            )
         if code != 0:
             raise LaunchError(what, command, code, error_lines(text))
         return text

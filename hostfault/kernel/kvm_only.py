@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hostfault.cache import Cache, key_of
-from hostfault.errors import SetupError, UsageError
+from hostfault.errors import LaunchError, SetupError, UsageError
 from hostfault.kernel.buildroot import BuildRoot
 from hostfault.kernel.source import is_kvm
 from hostfault.tools import run_tool
@@ -61,23 +61,22 @@ class Built:
 
 
 def prepare(tree: Path, root: BuildRoot, release: str, config: Path) -> None:
-    """Configure a source tree with a kernel's own configuration, and make what modules need.
+    """Configure a packaged source with its kernel's own configuration, and make what modules need.
 
-    Raises :class:`LaunchError` with the errors of make, and :class:`SetupError` if the
-    toolchain cannot build modules that the kernel would load.
+    Raises :class:`SetupError` if the toolchain cannot do that, or would build modules that the
+    kernel refuses to load.
     """
     shutil.copy(config, tree / ".config")
-    root.make(
-        tree, "olddefconfig", what=f"configuring the source of {release}", patience=PREPARE_PATIENCE
-    )
-    check_layout(config.read_text(), (tree / ".config").read_text())
-    root.make(
-        tree,
-        "modules_prepare",
-        f"KERNELRELEASE={release}",
-        what=f"preparing the source of {release}",
-        patience=PREPARE_PATIENCE,
-    )
+    for words in (["olddefconfig"], ["modules_prepare", f"KERNELRELEASE={release}"]):
+        what = f"preparing the source of {release} ({words[0]})"
+        try:
+            root.make(tree, *words, what=what, patience=PREPARE_PATIENCE)
+        except LaunchError as error:
+            if "No space left on device" in error.log_tail:
+                raise
+            # The source is the packager's: it is not at fault, as that of a tree would be.
+            raise SetupError(str(error)) from error
+        check_layout(config.read_text(), (tree / ".config").read_text())
 
 
 def check_layout(wanted: str, got: str) -> None:

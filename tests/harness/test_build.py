@@ -341,6 +341,34 @@ def test_a_build_root_that_cannot_keep_the_configuration_is_an_error(
         packaged.packaged_base(ENTRY, cache)
 
 
+def test_a_packaged_source_that_cannot_be_prepared_is_not_the_patchs_fault(
+    cache: Cache, root: FakeRoot, mirror: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*words: object, **_: object) -> str:
+        raise LaunchError("preparing", ["make"], 2, "no.c:1:1: error: no header")
+
+    monkeypatch.setattr(FakeRoot, "make", make)
+    with pytest.raises(SetupError, match=r"no\.c:1:1: error: no header"):
+        packaged.packaged_base(ENTRY, cache)
+
+
+def test_what_is_built_does_not_fill_the_disk(
+    cache: Cache,
+    root: FakeRoot,
+    mirror: list[str],
+    fix: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build.resolve_built("6.6+fix", cache)
+    cache.close()
+    fix.write_text(PATCH.replace("patched", "patched_again"))
+    monkeypatch.setattr(build, "LIMITS", {"built": 1})
+    kept = build.resolve_built("6.6+fix", Cache(tmp_path / "cache"))
+    assert kept.image.exists()
+    assert len([path for path in (cache.root / "built").iterdir() if path.is_dir()]) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "built"),
     [
@@ -715,6 +743,13 @@ def test_a_failed_build_shows_the_compilers_lines(entered: Callable[[str], str])
     assert caught.value.code == 2
     assert caught.value.argv[0] == "sh"  # what failed, not how the build root was entered
     assert caught.value.log_tail == "a.c:1:2: error: no such thing"
+
+
+def test_a_machine_that_allows_no_build_root_is_not_the_sources_fault(
+    entered: Callable[[str], str],
+) -> None:
+    with pytest.raises(SetupError, match=r"may not make a build root(?s:.)*No permissions"):
+        entered("echo bwrap: No permissions to create a new namespace; exit 1")
 
 
 def test_a_build_that_hangs_is_ended_and_says_how_far_it_came(
