@@ -70,7 +70,7 @@ def _slots(axes: Any, cells: Sequence[Cell], results: Mapping[str, list[Result]]
     """Faults until the exit, by the size of the table: one dot a run."""
     reference = Cell("error-table", behind=1)
     mine = [cell for cell in cells if _like(cell, reference, "lookup", "slots")]
-    _dots(axes, mine, results, plan.SLOTS, lambda cell: cell.slots)
+    _dots(axes, mine, results, plan.SLOTS, lambda cell: cell.slots, "lower left")
     axes.set_xlabel("slots of the table, per vCPU")
     axes.set_title("128 tasks take turns, 32 of them touch a page that is gone", loc="left")
 
@@ -80,7 +80,7 @@ def _crowds(axes: Any, cells: Sequence[Cell], results: Mapping[str, list[Result]
     reference = Cell("error-table", slots=8, behind=1)
     mine = [cell for cell in cells if _like(cell, reference, "lookup", "bad")]
     sizes = sorted({*plan.SIZES, 32})
-    _dots(axes, mine, results, sizes, lambda cell: cell.bad)
+    _dots(axes, mine, results, sizes, lambda cell: cell.bad, "lower right")
     axes.set_xlabel("tasks that touch a page that is gone, of 128")
     axes.set_title("a table of 8 slots", loc="left")
 
@@ -91,6 +91,7 @@ def _dots(
     results: Mapping[str, list[Result]],
     ticks: Sequence[int],
     place: Callable[[Cell], int],
+    legend: str,
 ) -> None:
     for cell in cells:
         left = -0.16 if cell.lookup == "array" else 0.16
@@ -108,7 +109,7 @@ def _dots(
     axes.set_ylim(0.8, ENOUGH * 2)
     axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
     axes.set_ylabel("asynchronous faults until the exit")
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False, loc=legend)
 
 
 def _blame(axes: Any, _: Sequence[Cell], results: Mapping[str, list[Result]]) -> None:
@@ -147,8 +148,9 @@ def _blame_cells() -> list[tuple[str, Cell]]:
 
 def _regime(cell: Cell) -> str:
     if cell.behind:
-        return "failures overlap, in turn"
-    return f"{'slow' if cell.delay else 'immediate'} failure, {cell.policy}"
+        return f"failures just late, {cell.policy}"
+    when = f"after {cell.delay // 1000} ms" if cell.delay else "at once"
+    return f"failures {when}, {cell.policy}"
 
 
 def _like(cell: Cell, reference: Cell, *free: str) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from hostfault.cache import Cache
 from hostfault.errors import SetupError, UsageError
+from hostfault.hostside.tracing import Tracer
 from hostfault.image import guest
 from hostfault.study import __main__ as study
 from hostfault.study import blame, crowd, figures, frames, plan, stats, write
@@ -285,6 +286,26 @@ def test_figures_are_drawn_and_the_same_data_gives_the_same_file(tmp_path: Path)
         drawn.append([path.read_bytes() for path in paths])
     assert drawn[0] == drawn[1]
     assert all(text.startswith(b"<?xml") and b"</svg>" in text for text in drawn[0])
+
+
+# --- counts -------------------------------------------------------------------------------
+
+
+def test_a_histogram_keeps_every_vcpu_apart(tmp_path: Path) -> None:
+    event = tmp_path / "instances" / "study" / "events" / "kvm" / "kvm_try_async_get_page"
+    event.mkdir(parents=True)
+    (event / "format").write_text("field:u64 gfn;\n")
+    (event / "hist").write_text(
+        "{ common_pid:        181, gfn:    1015811 } hitcount:          7\n"
+        "{ common_pid:        182, gfn:    1015811 } hitcount:          2\n"
+    )
+    tracer = Tracer("study", tmp_path)
+    assert tracer.start() == ["kvm_try_async_get_page"]
+    assert tracer.entries("kvm_try_async_get_page") == [
+        ({"common_pid": 181, "gfn": 0xF8003}, 7),
+        ({"common_pid": 182, "gfn": 0xF8003}, 2),
+    ]
+    assert tracer.entries("kvm_async_pf_ready") == []
 
 
 # --- the crowd, run natively --------------------------------------------------------------
