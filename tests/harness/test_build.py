@@ -605,6 +605,7 @@ def test_what_belongs_to_kvm(name: str, kvm: bool) -> None:
         ("arch/arm64/Makefile", True),
         ("arch/Kconfig", False),
         ("arch/x86/Makefile", False),
+        ("arch/um/scripts/Makefile.rules", False),
         ("tools/testing/selftests/kvm/lib.c", True),
         ("tools/objtool/check.c", False),
         ("MAINTAINERS", True),
