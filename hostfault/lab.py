@@ -12,15 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from hostfault.backing import virtiofs_dax
 from hostfault.cache import Cache, default_cache
 from hostfault.deadline import now
-from hostfault.errors import HostfaultError, UsageError
-from hostfault.guest import machine as guest_machine
+from hostfault.errors import UsageError
 from hostfault.host.emulated import EmulatedHost, payload
 from hostfault.host.local import LocalHost
 from hostfault.host.machine import MachineSpec
-from hostfault.host.place import Host, Place, Stopwatch
+from hostfault.host.place import Host, Place, Stopwatch, keep_logs
 from hostfault.host.usable import why_not
 from hostfault.identity import Identity, identity
 from hostfault.image import guest_image, host_image, host_initramfs
@@ -101,6 +99,9 @@ class Lab:
 
     def facts(self) -> LabFacts:
         """What the run stands on; the first call may take minutes."""
+        if self._settings.host_kernel:  # first what may be mistyped, then what takes minutes
+            resolved = self._host_kernel
+            self._say(f"the host kernel is {resolved.release}")
         host, _ = self._host_and_reason
         emulated = host.kind == "emulated"
         return LabFacts(
@@ -143,7 +144,7 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             place = stack.enter_context(self._host_and_reason[0].place(scenario, folder))
-            stack.callback(_keep_logs, place, folder)
+            stack.callback(keep_logs, place.agent, folder)
             yield place
 
     def _trim(self) -> None:
@@ -275,19 +276,4 @@ def _keep_observation(observation: Observation, folder: Path) -> None:
         "probe.jsonl": "\n".join(observation.probe.steps),
     }
     for name, text in texts.items():
-        (folder / name).write_text(text)
-
-
-def _keep_logs(place: Place, folder: Path) -> None:
-    """Fetch the logs that lie on the host, however the case went; a dead host gives none."""
-    sources = {
-        "guest-console.log": guest_machine.console,
-        "guest-qemu.log": guest_machine.qemu_log,
-        "daxfs.jsonl": virtiofs_dax.log,
-    }
-    for name, source in sources.items():
-        try:
-            text = source(place.agent)
-        except HostfaultError as error:
-            text = f"not to be had: {error}"
         (folder / name).write_text(text)

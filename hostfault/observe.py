@@ -184,7 +184,7 @@ class Recording:
 
     def _sample(self, guest_answers: bool | None = None) -> None:
         place = self._place
-        seen = place.agent.sample(guest_machine.NAME, TAILS)
+        seen = place.agent.sample(guest_machine.NAME, TAILS, self._so_far.expected_gfn)
         run_state = _ask(lambda: str(place.recorder.execute("query-status")["status"]), "")
         stats: Mapping[str, int] = _ask(lambda: vcpu_stats(place), {})
         sample = Sample(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient
+from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
 from qemu.qmp.message import Message
 
 from hostfault.deadline import Deadline, now, poll
@@ -23,6 +24,10 @@ from hostfault.errors import ConnectionLostError, HostfaultError
 from hostfault.model import Event
 
 T = TypeVar("T")
+
+# Every message is in the transcript, and what goes wrong is raised: no need to print it too.
+logging.getLogger("qemu.qmp").propagate = False
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 
 class _Client(QMPClient):
@@ -51,8 +56,7 @@ class Recorder:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"qmp-{name}")
         self._thread.daemon = True
-        self._client = _Client(name)
-        self._client.recorder = self
+        self._client = self._new_client()
 
     def __enter__(self) -> Recorder:
         self._thread.start()
@@ -86,14 +90,21 @@ class Recorder:
         def attempt() -> bool | None:
             alive()
             try:
-                self._wait(self._open(path), min(5.0, deadline.left() + 0.1))
-            except (ConnectError, OSError, TimeoutError, AssertionError) as error:
-                # qemu.qmp asserts its own state when the peer hangs up right after the greeting
+                self._wait(self._open(path), deadline.left() + 0.1)
+            except (QMPError, OSError, TimeoutError, AssertionError) as error:
+                # qemu.qmp asserts its own state when the peer hangs up right after the greeting,
+                # and a client that was cut off half-way stays unusable.
+                self._client = self._new_client()
                 deadline.saw(f"{type(error).__name__}: {error}")
                 return None
             return True
 
         poll(deadline, attempt, interval=0.05)
+
+    def _new_client(self) -> _Client:
+        client = _Client(self._name)
+        client.recorder = self
+        return client
 
     def disconnect(self) -> None:
         """Hang up; the recorder and its events stay."""
@@ -168,7 +179,7 @@ class Recorder:
         except OSError:
             peer.close()
             raise
-        await asyncio.wait_for(self._client.connect(peer), 5.0)
+        await self._client.connect(peer)
 
     def _wait(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

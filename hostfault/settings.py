@@ -49,7 +49,8 @@ def add_options(parser: pytest.Parser) -> None:
         group.addoption(
             f"--{role}-kernel",
             metavar="KERNEL",
-            help=f"the {role}'s kernel: a name of kernels/catalog.toml, or a path to a bzImage "
+            help=f"the {role}'s kernel: a name of kernels/catalog.toml, NAME+SERIES with a series "
+            "of kernels/patches, tree:PATH to a source tree, or BZIMAGE[:MODULES] "
             "(default: the newest of the catalog)",
         )
     group.addoption(

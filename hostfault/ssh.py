@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from base64 import b64decode
 from dataclasses import dataclass
@@ -12,6 +13,10 @@ import paramiko
 from hostfault.deadline import Deadline, poll
 from hostfault.errors import ConnectionLostError, HostfaultError
 from hostfault.identity import Identity
+
+# What goes wrong is raised; paramiko prints a traceback for every banner that does not come.
+logging.getLogger("paramiko").propagate = False
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 OUTPUT_LIMIT = 1 << 20  # bytes of a command's output that are kept: the guest is untrusted
 

@@ -50,7 +50,9 @@ GUEST_OOPS = re.compile(
     r"BUG: kernel NULL pointer"
 )
 HOST_OOPS = re.compile(GUEST_OOPS.pattern + r"|soft lockup|hung_task|rcu: INFO: .* stall")
-VMM_WORDS = re.compile(r"kvm run failed|KVM internal error|error:", re.IGNORECASE)
+VMM_WORDS = re.compile(
+    r"kvm run failed|KVM internal error|Convert non guest_memfd|error:", re.IGNORECASE
+)
 
 
 def judge(observation: Observation) -> Verdict | None:
@@ -271,8 +273,7 @@ def _value(observation: Observation, outcome: Outcome, evidence: tuple[str, ...]
     expected = observation.expected
     if expected == outcome.value:
         return Verdict(VerdictKind.OK, f"load returned {outcome.value:#04x}, as it must", evidence)
-    holds = "has no such byte" if expected is None else f"holds {expected:#04x}"
-    summary = f"load returned {outcome.value:#04x}, but the host file {holds}"
+    summary = f"load returned {outcome.value:#04x}, but the host file {_holds(observation)}"
     return Verdict(VerdictKind.STALE, summary, evidence)
 
 
@@ -285,9 +286,17 @@ def _stored(
     if held == outcome.value:
         summary = f"store of {outcome.value:#04x} arrived in the host file"
         return Verdict(VerdictKind.OK, summary, evidence)
-    holds = "has no such byte" if held is None else f"holds {held:#04x}"
-    summary = f"store of {outcome.value:#04x} succeeded, but the host file {holds}"
+    summary = f"store of {outcome.value:#04x} succeeded, but the host file {_holds(observation)}"
     return Verdict(VerdictKind.STALE, summary, evidence)
+
+
+def _holds(observation: Observation) -> str:
+    """What the host file has at the place: what was read there, else what it must have."""
+    if observation.stored_byte is not None:
+        return f"holds {observation.stored_byte:#04x}"
+    if observation.expected is None or observation.scenario.access is Access.STORE:
+        return "has no such byte"
+    return f"must hold {observation.expected:#04x}"
 
 
 # --- words -----------------------------------------------------------------------------------

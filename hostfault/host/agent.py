@@ -104,9 +104,14 @@ class Agent:
         """Counts of one tracepoint since :meth:`trace`: (keys, count) for each set of keys."""
         return [(dict(keys), int(count)) for keys, count in self._ask("histogram", event=event)]
 
-    def sample(self, name: str, tails: Sequence[str]) -> Mapping[str, Any]:
-        """Counts since :meth:`trace`, CPU time of a QEMU's vCPUs, its exit code, ends of logs."""
-        return dict(self._ask("sample", name=name, tails=list(tails)))
+    def sample(
+        self, name: str, tails: Sequence[str], watched: int | None = None
+    ) -> Mapping[str, Any]:
+        """Counts since :meth:`trace`, CPU time of a QEMU's vCPUs, its exit code, ends of logs.
+
+        The counts of the frame ``watched`` are always among them.
+        """
+        return dict(self._ask("sample", name=name, tails=list(tails), watched=watched))
 
     def kernel_log(self) -> str:
         """What the host's kernel has logged since :meth:`trace`."""

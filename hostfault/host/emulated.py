@@ -31,7 +31,15 @@ from hostfault.host.machine import (
     MachineSpec,
     Sockets,
 )
-from hostfault.host.place import Place, Say, Stopwatch, boot_guest, mount_backing, reach_guest
+from hostfault.host.place import (
+    Place,
+    Say,
+    Stopwatch,
+    boot_guest,
+    keep_logs,
+    mount_backing,
+    reach_guest,
+)
 from hostfault.identity import Identity
 from hostfault.model import Kernel, Scenario
 from hostfault.qmp import Recorder
@@ -122,7 +130,7 @@ class EmulatedHost:
     def _boot_and_save(self, scenario: Scenario, entry: Path, folder: Path) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                self._boot_once(scenario, entry, folder)
+                self._boot_once(scenario, entry, folder, folder / f"boot-{attempt}")
             except HostfaultError as error:
                 if attempt == ATTEMPTS:
                     raise SetupError(
@@ -133,7 +141,7 @@ class EmulatedHost:
             else:
                 return
 
-    def _boot_once(self, scenario: Scenario, entry: Path, folder: Path) -> None:
+    def _boot_once(self, scenario: Scenario, entry: Path, folder: Path, failed: Path) -> None:
         phases: dict[str, float] = {}
         watch = Stopwatch(phases)
         with ExitStack() as stack:
@@ -148,6 +156,7 @@ class EmulatedHost:
             shell = self._reach(stack, sockets)
             watch.lap("host ssh")
             agent = _start_agent(stack, shell, machine)
+            stack.enter_context(_logs_kept_if_it_fails(agent, failed))
             virtiofs_dax.start(agent, DIRECTORY, [PYTHON], PYTHON_ENV)
             recorder = stack.enter_context(Recorder("guest QMP", folder / "guest-qmp.jsonl"))
             boot_guest(agent, _guest_command(scenario), {}, recorder, sockets.guest_qmp, self.say)
@@ -224,6 +233,16 @@ def _guest_command(scenario: Scenario) -> list[str]:
         devices=tuple(virtiofs_dax.device(DIRECTORY)),
     )
     return guest_machine.command(spec, scenario)
+
+
+@contextmanager
+def _logs_kept_if_it_fails(agent: Agent, folder: Path) -> Iterator[None]:
+    """The next attempt has logs of its own, so put those of this one where they stay."""
+    try:
+        yield
+    except HostfaultError:
+        keep_logs(agent, folder)
+        raise
 
 
 def _start_agent(stack: ExitStack, shell: Shell, machine: Machine) -> Agent:

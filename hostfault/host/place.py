@@ -10,7 +10,7 @@ from typing import Protocol
 
 from hostfault.backing import virtiofs_dax
 from hostfault.deadline import Deadline, now
-from hostfault.errors import ConnectionLostError
+from hostfault.errors import ConnectionLostError, HostfaultError
 from hostfault.guest import machine as guest_machine
 from hostfault.host.agent import Agent
 from hostfault.host.machine import Machine
@@ -88,12 +88,21 @@ def boot_guest(
 
     def alive() -> None:
         virtiofs_dax.check_alive(agent)
+        _check_running(agent, recorder)
         guest_machine.check_alive(agent, argv)
 
     recorder.connect(qmp, Deadline(30.0, "QMP of the guest's QEMU"), alive)
     recorder.execute("cont")
     say("waiting for the guest to boot")
     guest_machine.wait_ready(agent, Deadline(BOOT_PATIENCE, "the guest to boot"), alive)
+
+
+def _check_running(agent: Agent, recorder: Recorder) -> None:
+    """Raise :class:`HostfaultError` if the guest stopped by itself."""
+    if any(event.name == "STOP" for event in recorder.events()):
+        state = recorder.execute("query-status")["status"]
+        words = guest_machine.qemu_log(agent) + guest_machine.console(agent)
+        raise HostfaultError(f"the guest stopped while it booted, run state {state}:\n{words}")
 
 
 def reach_guest(path: Path, identity: Identity, say: Say) -> Shell:
@@ -106,3 +115,19 @@ def mount_backing(agent: Agent, guest: Shell, say: Say) -> None:
     """Mount the backing in the guest, and prove that it is what it should be."""
     say("mounting the backing in the guest")
     virtiofs_dax.mount(agent, guest, Deadline(30.0, "the guest to mount the backing"))
+
+
+def keep_logs(agent: Agent, folder: Path) -> None:
+    """Fetch the logs that lie on the host, however the case went; a dead host gives none."""
+    sources = {
+        "guest-console.log": guest_machine.console,
+        "guest-qemu.log": guest_machine.qemu_log,
+        "daxfs.jsonl": virtiofs_dax.log,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, source in sources.items():
+        try:
+            text = source(agent)
+        except HostfaultError as error:
+            text = f"not to be had: {error}"
+        (folder / name).write_text(text)

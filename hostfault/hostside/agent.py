@@ -151,11 +151,14 @@ class Agent:
         """Counts of one tracepoint since :meth:`trace`: [keys, count] for each set of keys."""
         return [list(entry) for entry in self._tracer.entries(event)]
 
-    def sample(self, name: str, tails: list[str]) -> dict[str, Any]:
-        """Counts, CPU seconds of a child's vCPU threads, its exit code, and the ends of logs."""
+    def sample(self, name: str, tails: list[str], watched: int | None = None) -> dict[str, Any]:
+        """Counts, CPU seconds of a child's vCPU threads, its exit code, and the ends of logs.
+
+        The counts of the frame ``watched`` are always among them.
+        """
         threads = vcpu_threads(self._children[name].pid)
         return {
-            **self._tracer.counts(threads.keys()),
+            **self._tracer.counts(threads.keys(), watched),
             "vcpu_seconds": sum(threads.values()),
             "ended": self.ended(name),
             "tails": [self.read(path, offset=-6000)["text"] for path in tails],

@@ -75,11 +75,14 @@ class Tracer:
         with suppress(OSError):
             self._instance.rmdir()
 
-    def counts(self, threads: Collection[int], most: int = 64) -> dict[str, object]:
+    def counts(
+        self, threads: Collection[int], watched: int | None = None, most: int = 64
+    ) -> dict[str, object]:
         """Counts since :meth:`start` for the given vCPU threads.
 
-        ``faults`` is a list of [gfn, rip, count], most frequent first, at most ``most`` long;
-        ``async_started`` a list of [gfn, count]; ``async_ready`` one number.
+        ``faults`` is a list of [gfn, rip, count], most frequent first, at most ``most`` long and
+        then those of the ``watched`` frame; ``async_started`` the same of [gfn, count];
+        ``async_ready`` is one number.
         """
         faults: Counter[tuple[int, int]] = Counter()
         started: Counter[int] = Counter()
@@ -89,8 +92,16 @@ class Tracer:
             started[keys.get("gfn", 0)] += count
         ready = sum(count for _, count in self._read("kvm_async_pf_ready", threads))
         return {
-            "faults": [[gfn, rip, n] for (gfn, rip), n in faults.most_common(most)],
-            "async_started": [[gfn, n] for gfn, n in started.most_common(most)],
+            "faults": [
+                [gfn, rip, count]
+                for place, ((gfn, rip), count) in enumerate(faults.most_common())
+                if place < most or gfn == watched
+            ],
+            "async_started": [
+                [gfn, count]
+                for place, (gfn, count) in enumerate(started.most_common())
+                if place < most or gfn == watched
+            ],
             "async_ready": ready,
         }
 

@@ -27,7 +27,7 @@ from hostfault.tools import find_tool, run_tool
 log = logging.getLogger(__name__)
 
 SUITE = "trixie"
-HOST_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "pvpanic-pci", "kvm-amd", "kvm-intel")
+HOST_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "pvpanic-pci")
 CPU_FLAGS = {"kvm-amd": "svm", "kvm-intel": "vmx"}  # what makes a CPU fit for a module
 SCRATCH = 2 << 30  # bytes of the disk left free for the run; holes on our own disk
 BUILD_PATIENCE = 1800.0  # seconds for mmdebstrap, on a slow network
@@ -136,7 +136,7 @@ def host_initramfs(
     ``payload`` are files and directories that the host will find as ``/run/hostfault/NAME``.
     Raises :class:`SetupError` if the kernel lacks a module.
     """
-    modules = modules_for(kernel, HOST_MODULES)
+    modules = modules_for(kernel, [*HOST_MODULES, *_kvm_modules(kernel)])
     recipe = IMAGES / "host"
     key = key_of(
         {
@@ -169,6 +169,21 @@ def host_initramfs(
             pack(tree, place / "initramfs")
 
     return cache.obtain("host-initramfs", key, build) / "initramfs"
+
+
+def _kvm_modules(kernel: Kernel) -> list[str]:
+    """Those of kvm-amd and kvm-intel that a kernel has; one will do."""
+    found = []
+    for name in CPU_FLAGS:
+        try:
+            modules_for(kernel, [name])
+        except SetupError as error:
+            missing = error
+        else:
+            found.append(name)
+    if not found:
+        raise missing
+    return found
 
 
 def _copy(source: Path, target: Path) -> None:

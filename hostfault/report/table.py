@@ -39,7 +39,8 @@ def header(facts: LabFacts) -> str:
     """Which host, which kernels, which QEMU, and why."""
     kernel = facts.host_kernel
     maker = "Debian " if kernel is not None and kernel.packaged else ""
-    parts = [facts.host_kind, f"{maker}{facts.host_release}", f"QEMU {facts.qemu.version}"]
+    built = f" as {kernel.name}" if kernel is not None and not kernel.packaged else ""
+    parts = [facts.host_kind, f"{maker}{facts.host_release}{built}", f"QEMU {facts.qemu.version}"]
     if facts.guest_kernel.release != facts.host_release:
         parts.append(f"guest {facts.guest_kernel.release}")
     reason = f"   ({facts.host_reason})" if facts.host_reason else ""

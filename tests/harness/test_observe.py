@@ -32,7 +32,7 @@ class PretendedAgent:
         self.hellos = 0
         self.qemu_code = qemu_code
 
-    def sample(self, _name: str, tails: Sequence[str]) -> Mapping[str, Any]:
+    def sample(self, _name: str, tails: Sequence[str], _gfn: int) -> Mapping[str, Any]:
         if self.samples >= self.answers:
             raise ConnectionLostError("waited 10.0 s for the host's agent to answer sample")
         self.samples += 1

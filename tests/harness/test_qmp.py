@@ -147,18 +147,19 @@ def test_a_refused_command_carries_the_words_of_qemu(tmp_path: Path) -> None:
 
 
 def test_nobody_listening_ends_at_the_deadline_and_says_what_was_seen(tmp_path: Path) -> None:
-    with Recorder("test", tmp_path / "qmp.jsonl") as recorder:
-        with pytest.raises(DeadlineError, match=r"FileNotFoundError|No such file"):
-            recorder.connect(tmp_path / "nobody", Deadline(0.2, "QMP"))
+    nobody = tmp_path / "nobody"
+    with Recorder("test", tmp_path / "qmp.jsonl") as recorder, pytest.raises(DeadlineError) as no:
+        recorder.connect(nobody, Deadline(0.2, "QMP"))
+    assert "FileNotFoundError" in str(no.value)
 
 
 def test_a_dead_qemu_is_not_waited_for(tmp_path: Path) -> None:
     def dead() -> None:
         raise LaunchError("QEMU", ["qemu"], 1, "bad option")
 
-    with Recorder("test", tmp_path / "qmp.jsonl") as recorder:
-        with pytest.raises(LaunchError, match="bad option"):
-            recorder.connect(tmp_path / "nobody", Deadline(10.0, "QMP"), dead)
+    nobody = tmp_path / "nobody"
+    with Recorder("test", tmp_path / "qmp.jsonl") as recorder, pytest.raises(LaunchError):
+        recorder.connect(nobody, Deadline(10.0, "QMP"), dead)
 
 
 def test_waiting_for_an_event_that_never_comes_ends_at_the_deadline(tmp_path: Path) -> None:
