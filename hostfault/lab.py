@@ -15,7 +15,7 @@ from types import TracebackType
 from hostfault.cache import Cache, default_cache
 from hostfault.deadline import now
 from hostfault.errors import UsageError
-from hostfault.host.emulated import EmulatedHost, payload
+from hostfault.host.emulated import EmulatedHost, payload, sweep_short_directories
 from hostfault.host.local import LocalHost
 from hostfault.host.machine import MachineSpec
 from hostfault.host.place import Host, Place, Stopwatch, keep_logs
@@ -84,6 +84,7 @@ class Lab:
         self._stack = ExitStack()
 
     def __enter__(self) -> Lab:
+        sweep_short_directories()
         self._stack.callback(self._cache.close)
         self._stack.callback(self._trim)
         self._stack.enter_context(_builders_heard(self._say))

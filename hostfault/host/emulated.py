@@ -8,6 +8,7 @@ saved: a running one fails to load now and then (facts.md).
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -50,6 +51,7 @@ DIRECTORY = "/run/hostfault/run"  # the agent's, in the host
 PYTHON = "/usr/bin/python3"  # in the host
 PYTHON_ENV = {"PYTHONPATH": f"{PAYLOAD}/python", "PYTHONDONTWRITEBYTECODE": "1"}
 QEMU = "/usr/bin/qemu-system-x86_64"  # in the host
+SHORT = Path("/tmp")  # noqa: S108 (what we make there is ours alone: mode 0700)
 ATTEMPTS = 3  # a guest in an emulated host dies at its start once in about 30 (facts.md)
 
 
@@ -274,8 +276,16 @@ def _call_agent(stack: ExitStack, shell: Shell, machine: Machine) -> Agent:
 @contextmanager
 def short_directory() -> Iterator[Path]:
     """A private directory with a path short enough for Unix sockets, removed at the end."""
-    path = Path(tempfile.mkdtemp(prefix="hostfault-", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix=f"hostfault-{os.getpid()}-", dir=SHORT))
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep_short_directories() -> None:
+    """Remove those of runs that were killed, known by the process id in their name."""
+    for path in SHORT.glob("hostfault-*-*"):
+        owner = path.name.split("-")[1]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(path, ignore_errors=True)

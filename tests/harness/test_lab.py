@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from hostfault import lab as lab_module
 from hostfault.cache import Cache
 from hostfault.errors import UsageError
+from hostfault.host import emulated
 from hostfault.host.emulated import EmulatedHost
 from hostfault.identity import Identity
 from hostfault.lab import Lab
@@ -101,3 +103,14 @@ def test_an_emulated_host_brings_its_own_qemu(
 ) -> None:
     with pytest.raises(UsageError, match="--qemu needs a local host"):
         lab(monkeypatch, tmp_path, Settings(qemu="system"), kvm=False).facts()
+
+
+def test_the_directories_of_runs_that_were_killed_are_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(emulated, "SHORT", tmp_path)
+    names = ("hostfault-4194999-x", f"hostfault-{os.getpid()}-x", "hostfault-bench-x", "other")
+    for name in names:
+        (tmp_path / name).mkdir()
+    emulated.sweep_short_directories()
+    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
