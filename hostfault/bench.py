@@ -1,6 +1,8 @@
 """Where the time goes: the seconds of each phase of a case, cold and warm, as medians.
 
 Cold starts from an empty cache of its own (the network is used), warm from what that left.
+With ``--step`` instead: what a step of a bisection takes, from source to verdict. The steps share
+one cache that is empty at first, so the first one also pays for the build root and its base.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from hostfault.cache import Cache
 from hostfault.deadline import now
 from hostfault.errors import HostfaultError
+from hostfault.kernel import resolve
 from hostfault.lab import Lab
 from hostfault.model import Access, Fault, Scenario
 from hostfault.settings import Settings
@@ -46,6 +49,30 @@ def once(settings: Settings, root: Path, folder: Path) -> dict[str, float]:
     return {**phases, "all": now() - started}
 
 
+def step(kernel: str, root: Path, folder: Path) -> dict[str, float]:
+    """Seconds of each phase from a kernel's source to the verdict of one case with it."""
+    started = now()
+    cache = Cache(root)
+    try:
+        resolve(kernel, cache)
+    finally:
+        cache.close()
+    built = now() - started
+    phases = once(Settings(host="emulated", host_kernel=kernel), root, folder)
+    return {"build": built, **phases, "all": now() - started}
+
+
+def steps_table(steps: Mapping[str, Mapping[str, float]]) -> str:
+    """One line a step: building, booting and all, in seconds."""
+    lines = [f"{'step':40}{'build':>9}{'boot':>9}{'verdict':>9}{'all':>9}"]
+    for name, phases in steps.items():
+        boot = sum(phases.get(each, 0.0) for each in ("host boot", "host ssh", "guest boot"))
+        verdict = phases.get("touch to verdict", 0.0)
+        cells = (phases["build"], boot, verdict, phases["all"])
+        lines.append(f"{name:40}" + "".join(f"{cell:9.1f}" for cell in cells))
+    return "\n".join(lines)
+
+
 def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The median of each phase over the runs that have it."""
     names = {name for run in runs for name in run}
@@ -65,13 +92,38 @@ def table(cold: Mapping[str, float], warm: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
+def bench_steps(kernels: Sequence[str]) -> int:
+    """Measure the steps of a bisection and print them; returns the exit code."""
+    with tempfile.TemporaryDirectory(prefix="hostfault-bench-") as place:
+        root = Path(place) / "cache"
+        try:
+            steps = {
+                kernel: step(kernel, root, Path(place) / f"run-{number}")
+                for number, kernel in enumerate(kernels)
+            }
+        except HostfaultError as error:
+            print(f"ci/bench: {error}", file=sys.stderr)
+            return 3
+    print(steps_table(steps))
+    return 0
+
+
 def main() -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(prog="ci/bench", description=main.__doc__)
     parser.add_argument("--cold", type=int, default=1, metavar="N", help="cold runs (default 1)")
     parser.add_argument("--warm", type=int, default=5, metavar="N", help="warm runs (default 5)")
+    parser.add_argument(
+        "--step",
+        action="append",
+        default=[],
+        metavar="KERNEL",
+        help="time a step of a bisection with this kernel instead; may be repeated",
+    )
     parser.add_argument("--host", default="auto", choices=("auto", "local", "emulated"))
     options = parser.parse_args()
+    if options.step:
+        return bench_steps(options.step)
     settings = Settings(host=options.host)
     cold: list[dict[str, float]] = []
     warm: list[dict[str, float]] = []
