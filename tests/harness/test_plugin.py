@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -74,12 +75,14 @@ ONE = ("-k", "zero-load-apf")
 
 
 @pytest.fixture
-def suite(pytester: pytest.Pytester) -> pytest.Pytester:
+def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A directory with the real test modules and the fake lab."""
     pytester.makeconftest(CONFTEST)
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
     for module in REAL_TESTS.glob("test_*.py"):
         (pytester.path / module.name).write_text(module.read_text())
+        # The session around this test may have imported the original under the same name.
+        monkeypatch.delitem(sys.modules, module.stem, raising=False)
     return pytester
 
 
