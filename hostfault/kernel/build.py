@@ -74,7 +74,7 @@ def _with_series(text: str, cache: Cache, say: Say) -> Kernel:
             f"series {series_name} changes {', '.join(foreign)}, which is not part of KVM: "
             "apply it to a source tree, and give tree:PATH"
         )
-    say(f"KVM only: {entry.release} with {series_name} ({len(patches)} patches)")
+    say(f"KVM only: {entry.release} with {series_name}: a series changes nothing else")
     base = packaged_base(entry, cache)
     content = key_of({str(number): patch for number, patch in enumerate(patches)})
     root = build_root(cache, suite_for(entry.release))
