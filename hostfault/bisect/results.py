@@ -6,6 +6,7 @@ The outcome of a test is pytest's, the verdict is verdict.json's; an exit code s
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +20,8 @@ _MARKS = (
     ("error", Outcome.ERROR),
     ("skipped", Outcome.SKIPPED),
 )
+# What hostfault/keeper.py says of trouble, in what pytest says of an error.
+_TROUBLE = re.compile(r"harness trouble \(\w+\): (?P<what>[^;\n]*)")
 
 
 def read(junit: Path) -> tuple[TestResult, ...]:
@@ -43,7 +46,7 @@ def _test(case: ElementTree.Element) -> TestResult:
     for tag, meaning in _MARKS:
         mark = case.find(tag)
         if mark is not None:
-            outcome, text = meaning, mark.get("message") or mark.text or ""
+            outcome, text = meaning, _what(mark.get("message") or mark.text or "")
             break
     folder = next(
         (each.get("value") for each in case.iter("property") if each.get("name") == "artifacts"),
@@ -67,6 +70,12 @@ def identity(kernel: Any) -> str:
     ``kernel`` is a :class:`hostfault.model.Kernel` as JSON data.
     """
     return f"{kernel['image']} {kernel['modules']} {kernel['build_id']}" if kernel else "local"
+
+
+def _what(message: str) -> str:
+    """The trouble in a message of pytest's, without where its logs are."""
+    found = _TROUBLE.search(message)
+    return found["what"] if found else message
 
 
 def _verdict(path: Path) -> Any:

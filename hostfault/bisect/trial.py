@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from hostfault.bisect.children import Tester
@@ -46,7 +47,7 @@ class Bench:
             self.say(f"testing {kernel}, run {number}")
             runs.append(self.tester.run(kernel, folder / f"run-{number}"))
             decision = decide(self.rule, [sort(run, self.rule.counts) for run in runs])
-        words = "; ".join(in_words(run, self.rule.counts) for run in runs)
+        words = _together([in_words(run, self.rule.counts) for run in runs])
         if decision is Decision.UNTESTABLE:
             self._cross_check(words, folder)
         return Trial(decision, tuple(runs), words, now() - begun)
@@ -60,3 +61,9 @@ class Bench:
                 f"{words}\nand the packaged kernel {self.stock} cannot be tested either: "
                 f"{why_nothing(run)}\nlogs: {folder}"
             )
+
+
+def _together(runs: Iterable[str]) -> str:
+    """The words of all runs; what comes several times in a row is said once."""
+    counted = ((words, len(list(same))) for words, same in groupby(runs))
+    return "; ".join(words if n == 1 else f"{n} times {words}" for words, n in counted)

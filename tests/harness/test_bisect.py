@@ -192,7 +192,7 @@ def test_another_bad_verdict_than_the_one_looked_for_cannot_be_judged(stock: Tre
 
 def test_the_runs_that_decide_are_counted(stock: Tree) -> None:
     done = stock.bisect("--repeat", "3", "--bad", "2")
-    assert (done.returncode, "| spin; spin, " in done.stdout) == (1, True)
+    assert (done.returncode, "| 2 times spin, " in done.stdout) == (1, True)
 
 
 def test_every_run_leaves_its_evidence(stock: Tree) -> None:

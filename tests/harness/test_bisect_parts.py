@@ -162,6 +162,12 @@ def test_a_test_without_a_verdict_has_its_trouble(tmp_path: Path) -> None:
     assert read(path) == (TestResult("t", ERROR, None, "no lab"),)
 
 
+def test_the_trouble_is_told_without_where_its_logs_are(tmp_path: Path) -> None:
+    message = "failed on setup with &quot;Failed: harness trouble (SetupError): no boot; logs: x"
+    path = junit(tmp_path, f'<testcase name="t"><error message="{message}"/></testcase>')
+    assert read(path)[0].text == "no boot"
+
+
 def test_trouble_in_the_tear_down_does_not_hide_a_failure_but_a_pass(tmp_path: Path) -> None:
     trouble = '<testcase name="t[x]"><error message="QEMU will not die"/></testcase>'
     failed = judged(tmp_path, '<failure message="SPIN"/>')
