@@ -31,7 +31,7 @@ MANIFEST = "manifest"  # the file in a base's directory; see hostfault.kernel.so
 _NOT_NEEDED = re.compile(
     r"(?:drivers|fs|net|sound)/.*\.(?:[chS]|rs|dtsi?)$"
     r"|(?:crypto|block|io_uring|ipc|lib|mm|rust|security)/.*\.(?:c|rs)$"
-    r"|kernel/(?!bounds\.c)(?!time/).*\.c$"
+    r"|kernel/(?!bounds\.c)(?!time/)(?!.*offsets\.c).*\.c$"
 )
 _BANNER = re.compile(rb" Debian (\S+) \(\d{4}-\d\d-\d\d\)")
 
