@@ -87,9 +87,10 @@ def _walk(tree: Path) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise UsageError(f"tree {tree}: {error.filename}: {error.strerror}")
 
-    for folder, _, files in os.walk(tree, onerror=refuse):
+    for folder, folders, files in os.walk(tree, onerror=refuse):
         prefix = os.path.relpath(folder, tree)
-        for file in files:
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        for file in files + links:
             name = file if prefix == "." else f"{prefix}/{file}"
             if not _PRODUCT.match(name):
                 yield name

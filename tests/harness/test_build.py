@@ -631,6 +631,12 @@ def test_outside_git_new_files_count_if_they_are_kvms_or_headers() -> None:
     assert kept.keys() == {"a.c", "include/linux/new.h", "virt/kvm/new.c"}
 
 
+def test_a_link_to_a_directory_is_a_file_of_the_source(tree: Path) -> None:
+    (tree / "scripts/prefix").symlink_to("../include")
+    assert "scripts/prefix" in files_of(tree)
+    assert manifest(tree, ["scripts/prefix"]) == {"scripts/prefix": "-> ../include"}
+
+
 def test_a_link_differs_from_a_file_with_the_same_words(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to("file")
