@@ -821,3 +821,20 @@ def test_a_module_without_a_build_id_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "kvm.ko").write_bytes(b"\x7fELF")
     with pytest.raises(HostfaultError, match="has no build id"):
         kvm_only.build_id(tmp_path / "kvm.ko")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kernel/bounds.c",
+        "kernel/sched/rq-offsets.c",
+        "kernel/time/timeconst.bc",
+        "virt/kvm/async_pf.c",
+    ],
+)
+def test_what_a_base_is_prepared_with_is_kept(name: str) -> None:
+    assert not packaged._NOT_NEEDED.match(name)
+
+
+def test_most_of_the_kernel_is_not_needed_for_its_kvm() -> None:
+    assert packaged._NOT_NEEDED.match("drivers/net/tun.c")
