@@ -130,7 +130,7 @@ class Recorder:
             raise ConnectionLostError(
                 f"{self._name}: no answer to {command} ({type(error).__name__})"
             ) from error
-        except Exception as error:  # qemu.qmp's StateError, when the connection is already gone
+        except QMPError as error:  # StateError, when the connection is already gone
             raise ConnectionLostError(f"{self._name}: {command}: {error}") from error
 
     def monitor(self, line: str, timeout: float = 15.0) -> str:

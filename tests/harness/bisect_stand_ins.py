@@ -100,7 +100,7 @@ class Lab:
 
     def run(self, scenario: Scenario, _folder: Path) -> Run:
         self._meet_trouble()
-        path = HERE / "observations" / "vm-exit.handmade.json"
+        path = HERE / "observations" / "vm-exit.error-table-7.3.4.json"
         observation = observation_from_json(json.loads(path.read_text()))
         observation = dataclasses.replace(observation, scenario=scenario)
         kind = VerdictKind.VM_EXIT if self._is_fixed() else VerdictKind.SPIN
