@@ -438,3 +438,17 @@ def test_the_error_of_an_unproven_observation_tells_what_was_seen() -> None:
 def test_an_observation_without_samples_is_an_error_and_no_crash() -> None:
     with pytest.raises(DeadlineError, match="no outcome"):
         final_verdict(observed())
+
+
+def test_a_failure_of_kvm_at_another_address_proves_nothing_about_the_page() -> None:
+    path = next(path for path in RECORDED if path.name.startswith("vm-exit.error-table"))
+    exit_of_the_page = observation_from_json(json.loads(path.read_text()))
+    gfn = exit_of_the_page.expected_gfn
+    assert gfn is not None
+    log = "KVM internal error. Suberror: 3\nextra data[0]: 0x{:016x}\n"
+    elsewhere = dataclasses.replace(exit_of_the_page, qemu_log=log.format(0xFC003000))
+    assert judge(elsewhere) is None
+    there = dataclasses.replace(exit_of_the_page, qemu_log=log.format(gfn * 4096 + 8))
+    verdict = judge(there)
+    assert verdict is not None
+    assert verdict.kind is VerdictKind.VM_EXIT
