@@ -153,10 +153,6 @@ class Machine:
             what = "the emulated host"
             raise LaunchError(what, _argv(self._child), self._child.poll(), gone.words)
 
-    def serial(self) -> str:
-        """The end of its serial console."""
-        return tail(self._serial, 20000)
-
     def end(self) -> None:
         """End QEMU at once: what it holds is thrown away anyway."""
         end(self._child, grace=0.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -81,10 +82,9 @@ def _try(place: Path, qemu: Qemu, kernel: Kernel, image: GuestImage) -> str:
     return ""
 
 
-def _wait(recorder: Recorder, console: Path, deadline: Deadline, alive: object) -> None:
+def _wait(recorder: Recorder, console: Path, deadline: Deadline, alive: Callable[[], None]) -> None:
     while READY not in tail(console):
-        if callable(alive):
-            alive()
+        alive()
         deadline.saw(tail(console, 200))
         deadline.check()
         if any(event.name == "STOP" for event in recorder.events()):
