@@ -23,7 +23,13 @@ from hostfault.model import Scenario, to_json
 from hostfault.progress import Progress
 from hostfault.report import artifacts
 from hostfault.report.record import Record, properties, verdict_json
-from hostfault.report.summary import first_line, row_of, show_table, show_unfinished
+from hostfault.report.summary import (
+    first_line,
+    repeat_first_line_only,
+    row_of,
+    show_table,
+    show_unfinished,
+)
 from hostfault.report.table import Row, Tone
 from hostfault.seam import Lab, LabFacts, Run
 from hostfault.settings import Settings, add_options, from_config
@@ -132,6 +138,16 @@ class HostfaultSession:
         result = yield
         self._current = ""
         return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Keep what we say of a failure to one line where pytest repeats it."""
+        report = yield
+        if item.nodeid in self._scenarios and call.excinfo is not None:
+            repeat_first_line_only(report, call.excinfo.value)
+        return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note the row of a test."""

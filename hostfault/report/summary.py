@@ -42,6 +42,16 @@ def first_line(report: pytest.TestReport) -> str:
     return text.strip().removeprefix("Failed: ").partition("\n")[0]
 
 
+def repeat_first_line_only(report: pytest.TestReport, error: BaseException) -> None:
+    """Cut the message that pytest repeats at its end to the first line, if it is one of ours.
+
+    Where CI or BUILD_NUMBER is set pytest repeats messages whole, and ours end with logs.
+    """
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None and isinstance(error, pytest.fail.Exception) and not error.pytrace:
+        crash.message = crash.message.partition("\n")[0]
+
+
 def show_table(
     reporter: pytest.TerminalReporter,
     facts: LabFacts | None,

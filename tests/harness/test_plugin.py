@@ -185,7 +185,11 @@ def test_harness_trouble_is_an_error_with_one_message_and_no_traceback(
     assert "no such option" in (folder_of_the_one(suite) / "error.txt").read_text()
 
 
-def test_a_lab_that_cannot_be_prepared_is_told_in_full_only_once(suite: pytest.Pytester) -> None:
+@pytest.mark.parametrize("ci", ["", "true"], ids=["terminal", "ci"])
+def test_a_lab_that_cannot_be_prepared_is_told_in_full_only_once(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, ci: str
+) -> None:
+    monkeypatch.setenv("CI", ci)  # there pytest repeats the messages whole
     lab_that(suite, trouble="errors.SetupError('no mirror answers\\nthe whole story')")
     result = suite.runpytest("-k", "zero-load")
     result.assert_outcomes(errors=2)
