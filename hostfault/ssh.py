@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,7 @@ logging.getLogger("paramiko").propagate = False
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 OUTPUT_LIMIT = 1 << 20  # bytes of a command's output that are kept: the guest is untrusted
+NO_CODE = -1  # paramiko's exit code of a command that has told none
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,16 @@ class Shell:
 
         Raises :class:`ConnectionLostError` if the machine does not answer in time.
         """
-        try:
-            with self.open(command, deadline) as channel:
-                channel.settimeout(max(0.1, deadline.left()))
-                text = _read_all(channel)
-                return Answer(channel.recv_exit_status(), text)
-        except (paramiko.SSHException, EOFError, OSError) as error:
-            raise ConnectionLostError(
-                f"{self.name}: no answer to {command!r}: {error or type(error).__name__}"
-            ) from error
+        with (
+            self._or_lost(f"no answer to {command!r}", deadline),
+            self.open(command, deadline) as channel,
+            _closed_at(deadline, channel),
+        ):
+            text = _read_all(channel)
+            code = channel.recv_exit_status()
+            if code == NO_CODE:
+                raise EOFError("it hung up without an exit code")
+            return Answer(code, text)
 
     def check(self, command: str, deadline: Deadline) -> str:
         """Run a command that must succeed; returns its text."""
@@ -61,28 +66,42 @@ class Shell:
         return answer.text
 
     def open(self, command: str, deadline: Deadline) -> paramiko.Channel:
-        """Start a command and return its channel, for a talk with it."""
-        channel = self._transport.open_session(timeout=max(0.1, deadline.left()))
-        channel.set_combine_stderr(True)
-        channel.settimeout(max(0.1, deadline.left()))
-        channel.exec_command(command)
-        return channel
+        """Start a command and return its channel, for a talk with it.
+
+        Raises :class:`ConnectionLostError` if the machine does not answer in time.
+        """
+        with self._or_lost(f"no answer to {command!r}", deadline):
+            channel = self._transport.open_session(timeout=_timeout(deadline))
+            with _closed_at(deadline, channel):
+                channel.settimeout(_timeout(deadline))
+                channel.set_combine_stderr(True)
+                channel.exec_command(command)
+            return channel
 
     def tunnel(self, port: int, deadline: Deadline) -> paramiko.Channel:
         """A connection to a port on the far machine's loopback interface."""
-        try:
+        with self._or_lost(f"no way to port {port}", deadline):
             return self._transport.open_channel(
                 "direct-tcpip",
                 ("127.0.0.1", port),
                 ("127.0.0.1", 0),
-                timeout=max(0.1, deadline.left()),
+                timeout=_timeout(deadline),
             )
-        except (paramiko.SSHException, EOFError, OSError) as error:
-            raise ConnectionLostError(f"{self.name}: no way to port {port}: {error}") from error
 
     def close(self) -> None:
         """Hang up."""
         self._transport.close()
+
+    @contextmanager
+    def _or_lost(self, what: str, deadline: Deadline) -> Iterator[None]:
+        """Turn what goes wrong into :class:`ConnectionLostError`."""
+        try:
+            yield
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            why = deadline.error() if deadline.passed() else error
+            raise ConnectionLostError(
+                f"{self.name}: {what}: {why or type(error).__name__}"
+            ) from error
 
 
 def connect(name: str, path: Path, identity: Identity, deadline: Deadline) -> Shell:
@@ -104,11 +123,11 @@ def connect(name: str, path: Path, identity: Identity, deadline: Deadline) -> Sh
 
 def _log_in(path: Path, identity: Identity, deadline: Deadline) -> paramiko.Transport:
     peer = socket.socket(socket.AF_UNIX)
-    peer.settimeout(max(0.1, deadline.left()))
+    peer.settimeout(_timeout(deadline))
     peer.connect(str(path))
     transport = paramiko.Transport(peer)
-    transport.banner_timeout = min(3.0, max(0.1, deadline.left()))
-    transport.handshake_timeout = min(10.0, max(0.1, deadline.left()))
+    transport.banner_timeout = min(3.0, _timeout(deadline))
+    transport.handshake_timeout = min(10.0, _timeout(deadline))
     try:
         transport.connect(
             hostkey=paramiko.Ed25519Key(data=b64decode(identity.host_public.split()[1])),
@@ -119,6 +138,32 @@ def _log_in(path: Path, identity: Identity, deadline: Deadline) -> paramiko.Tran
         transport.close()
         raise
     return transport
+
+
+def _timeout(deadline: Deadline) -> float:
+    """For paramiko, to which zero means something else."""
+    return max(0.1, deadline.left())
+
+
+@contextmanager
+def _closed_at(deadline: Deadline, channel: paramiko.Channel) -> Iterator[None]:
+    """Close the channel at the deadline, which ends whatever waits for it.
+
+    Two of paramiko's waits know no time-out (for the reply to a request, and for the exit code),
+    and with each byte that comes the one for data begins anew.
+    """
+
+    def close() -> None:
+        with suppress(paramiko.SSHException, EOFError, OSError):  # gone already, and so are waits
+            channel.close()
+
+    timer = threading.Timer(deadline.left(), close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _read_all(channel: paramiko.Channel) -> str:
