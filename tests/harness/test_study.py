@@ -13,10 +13,11 @@ import pytest
 
 from hostfault.cache import Cache
 from hostfault.errors import SetupError, UsageError
+from hostfault.guest.talk import steps
 from hostfault.hostside.tracing import Tracer
 from hostfault.image import guest
 from hostfault.study import __main__ as study
-from hostfault.study import blame, crowd, figures, frames, plan, stats, write
+from hostfault.study import blame, figures, frames, plan, stats, write
 from hostfault.study.blame import Blame
 from hostfault.study.crowd import Armed, Task
 from hostfault.study.plan import Cell
@@ -329,7 +330,7 @@ def talk(
         check=False,
         timeout=60,
     )
-    return done.returncode, crowd.parse(done.stdout)
+    return done.returncode, steps(done.stdout)
 
 
 def test_touchers_are_spread_among_the_busy_ones(program: Path, tmp_path: Path) -> None:
