@@ -124,28 +124,34 @@ class Agent:
         try:
             self._stream.settimeout(SLICE)
             self._stream.sendall(json.dumps(request).encode() + b"\n")
-            reply = json.loads(self._line(deadline))
+            reply = self._reply(deadline)
             while reply.get("id") != self._asked:  # late, to a question that was given up
-                reply = json.loads(self._line(deadline))
+                reply = self._reply(deadline)
         except OSError as error:
             raise ConnectionLostError(f"the host's agent did not answer {op}: {error}") from error
         except ValueError as error:
-            raise ProtocolError(f"the host's agent answered {op} with no JSON: {error}") from error
+            raise ProtocolError(f"what the agent answered to {op} is no reply: {error}") from error
         if "error" in reply:
             raise HostfaultError(f"{op} failed on the host: {reply['error']}")
         return reply["ok"]
 
+    def _reply(self, deadline: Deadline) -> dict[str, Any]:
+        reply = json.loads(self._line(deadline))
+        if not isinstance(reply, dict):
+            raise ValueError(f"{reply!r:.80}")
+        return reply
+
     def _line(self, deadline: Deadline) -> bytes:
         while b"\n" not in self._buffer:
+            if deadline.passed():
+                raise ConnectionLostError(str(deadline.error()))
             try:
                 data = self._stream.recv(65536)
             except TimeoutError:
                 self._alive()
-                if deadline.passed():
-                    raise ConnectionLostError(str(deadline.error())) from None
-                continue
-            if not data:
-                raise ConnectionLostError(f"the agent hung up: {deadline.waiting_for}")
-            self._buffer += data
+            else:
+                if not data:
+                    raise ConnectionLostError(f"the agent hung up: {deadline.waiting_for}")
+                self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line

@@ -33,6 +33,7 @@ from hostfault.host.machine import (
     Sockets,
 )
 from hostfault.host.place import (
+    ATTEMPTS,
     Place,
     Say,
     Stopwatch,
@@ -52,7 +53,6 @@ PYTHON = "/usr/bin/python3"  # in the host
 PYTHON_ENV = {"PYTHONPATH": f"{PAYLOAD}/python", "PYTHONDONTWRITEBYTECODE": "1"}
 QEMU = "/usr/bin/qemu-system-x86_64"  # in the host
 SHORT = Path("/tmp")  # noqa: S108 (what we make there is ours alone: mode 0700)
-ATTEMPTS = 3  # a guest in an emulated host dies at its start once in about 30 (facts.md)
 
 
 def payload(guest_kernel: Path, guest_initramfs: Path) -> Mapping[str, Path]:
@@ -83,26 +83,21 @@ class EmulatedHost:
             yield self._fork_or_boot_anew(stack, scenario, folder)
 
     def _fork_or_boot_anew(self, stack: ExitStack, scenario: Scenario, folder: Path) -> Place:
-        for attempt in range(ATTEMPTS):
+        for attempt in range(1, ATTEMPTS + 1):
             saved, fresh = self._saved(scenario, folder)
-            inner = ExitStack()
             try:
-                place = self._fork(inner, saved, folder)
+                with ExitStack() as inner:
+                    place = self._fork(inner, saved, folder)
+                    stack.push(inner.pop_all())
             except HostfaultError as error:
-                inner.close()
-                if attempt == ATTEMPTS - 1 or isinstance(error, SetupError):
+                if attempt == ATTEMPTS or isinstance(error, SetupError):
                     raise
                 self.cache.discard(saved)
                 self.say(f"the saved machine does not load, booting anew ({error})")
-            except BaseException:
-                inner.close()
-                raise
             else:
-                stack.push(inner)
                 place.cached = not fresh
-                place.phases.update(
-                    json.loads((saved / "phases.json").read_text()) if fresh else {}
-                )
+                if fresh:
+                    place.phases.update(json.loads((saved / "phases.json").read_text()))
                 return place
         raise AssertionError("unreachable")
 

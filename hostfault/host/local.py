@@ -17,13 +17,19 @@ from hostfault.errors import DeadlineError, HostfaultError
 from hostfault.guest import machine as guest_machine
 from hostfault.host.agent import Agent
 from hostfault.host.emulated import short_directory
-from hostfault.host.place import Place, Say, Stopwatch, boot_guest, mount_backing, reach_guest
+from hostfault.host.place import (
+    ATTEMPTS,
+    Place,
+    Say,
+    Stopwatch,
+    boot_guest,
+    mount_backing,
+    reach_guest,
+)
 from hostfault.identity import Identity
 from hostfault.model import GuestImage, Kernel, Qemu, Scenario
 from hostfault.process import spawn
 from hostfault.qmp import Recorder
-
-ATTEMPTS = 3  # under emulation a guest dies at its start once in about 30 (facts.md)
 
 
 @dataclass
@@ -46,19 +52,15 @@ class LocalHost:
     def _boot_or_try_again(self, stack: ExitStack, scenario: Scenario, folder: Path) -> Place:
         """Boot; a guest that dies at its start is tried again, one that hangs is not."""
         for attempt in range(1, ATTEMPTS + 1):
-            inner = ExitStack()
             try:
-                place = self._boot(inner, scenario, folder)
+                with ExitStack() as inner:
+                    place = self._boot(inner, scenario, folder)
+                    stack.push(inner.pop_all())
             except HostfaultError as error:
-                inner.close()
                 if attempt == ATTEMPTS or isinstance(error, DeadlineError):
                     raise
                 self.say(f"the guest did not come up, trying again ({error})")
-            except BaseException:
-                inner.close()
-                raise
             else:
-                stack.push(inner)
                 return place
         raise AssertionError("unreachable")
 

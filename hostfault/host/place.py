@@ -20,6 +20,7 @@ from hostfault.qmp import Recorder
 from hostfault.ssh import Shell, connect
 
 HOST_CALLS = 3  # unanswered calls that make a host count as hung
+ATTEMPTS = 3  # at a boot: in an emulated host a guest dies at its start once in about 30 (facts.md)
 BOOT_PATIENCE = 120.0  # seconds; an emulated guest takes 5 to 8
 Say = Callable[[str], None]
 

@@ -7,12 +7,13 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from hostfault.deadline import Deadline, poll
-from hostfault.errors import ConnectionLostError, HostfaultError, SetupError
+from hostfault.errors import ConnectionLostError, HostfaultError, ProtocolError, SetupError
 from hostfault.host.agent import Agent
 from hostfault.host.emulated import prove_kernel
 from hostfault.host.local import local_agent
@@ -110,6 +111,27 @@ def peer(answers: Callable[[dict[str, object]], bytes]) -> socket.socket:
 def test_a_silent_agent_is_a_lost_connection() -> None:
     with peer(lambda _: b"") as stream, pytest.raises(ConnectionLostError, match="hello"):
         Agent(stream, timeout=0.5).hello()
+
+
+def test_an_answer_that_never_ends_is_a_lost_connection() -> None:
+    ours, theirs = socket.socketpair()
+    over = threading.Event()
+
+    def drip() -> None:
+        with suppress(OSError):
+            while not over.wait(0.05):
+                theirs.sendall(b".")
+
+    threading.Thread(target=drip, daemon=True).start()
+    with ours, theirs, pytest.raises(ConnectionLostError, match="to answer hello"):
+        Agent(ours, timeout=0.5).hello()
+    over.set()
+
+
+@pytest.mark.parametrize("line", [b"[]\n", b"{\n", b"7\n"])
+def test_an_answer_that_is_none_is_an_error(line: bytes) -> None:
+    with peer(lambda _: line) as stream, pytest.raises(ProtocolError, match="to hello is no reply"):
+        Agent(stream).hello()
 
 
 def test_the_wait_ends_at_once_when_the_host_is_known_to_be_dead() -> None:
