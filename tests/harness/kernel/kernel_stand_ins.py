@@ -17,10 +17,7 @@ from pathlib import Path
 from hostfault.kernel import kvm_only
 from hostfault.kernel.buildroot import BuildRoot
 from hostfault.kernel.catalog import CatalogEntry
-from hostfault.kernel.source import (
-    files_of,
-    is_kvm,
-)
+from hostfault.kernel.source import files_of, is_kvm
 
 RELEASE = "6.6.6+test-amd64"
 ENTRY = CatalogEntry("6.6", RELEASE, "suite", ("linux-image-test",))

@@ -11,9 +11,7 @@ from kernel_stand_ins import HOST, MAKEFILE, RELEASE, SOURCE, X86, FakeRoot, ide
 from hostfault.cache import Cache
 from hostfault.errors import SetupError, UsageError
 from hostfault.kernel import build
-from hostfault.kernel.source import (
-    manifest,
-)
+from hostfault.kernel.source import manifest
 from hostfault.model import Kernel
 
 
