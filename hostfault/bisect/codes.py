@@ -25,6 +25,11 @@ class Decision(enum.StrEnum):
     UNTESTABLE = "cannot be tested"
 
 
+# What people call the two kinds; a word that is in neither says nothing.
+PASSES = ("good", "fixed")
+FAILS = ("bad", "broken")
+
+
 class BrokenHarnessError(HostfaultError):
     """The trouble is not this kernel's: every other one would meet it, too."""
 
@@ -67,3 +72,27 @@ TERMS = {
         Terms("broken/fixed", "fixed", "broken", good_is_old=False),
     )
 }
+
+
+def terms_of(old: str, new: str) -> Terms | None:
+    """The terms of a bisection that calls its ends so, by what the words mean.
+
+    None if they mean nothing to us. Raises ValueError if both ends mean the same.
+    """
+    old_passes, new_passes = _passes(old), _passes(new)
+    if old_passes is None and new_passes is None:
+        return None
+    if old_passes is new_passes:
+        raise ValueError(f"{old} and {new} both mean that the tests {_meaning(old)}")
+    good_is_old = old_passes is True or new_passes is False
+    good, bad = (old, new) if good_is_old else (new, old)
+    return Terms(f"{old}/{new}", good, bad, good_is_old)
+
+
+def _passes(word: str) -> bool | None:
+    """Whether a word means that the tests pass; None if it is unknown."""
+    return word in PASSES if word in PASSES + FAILS else None
+
+
+def _meaning(word: str) -> str:
+    return "pass" if _passes(word) else "fail"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostfault.bisect.codes import TERMS, Terms
+from hostfault.bisect.codes import TERMS, Terms, terms_of
 from hostfault.errors import LaunchError, UsageError
 from hostfault.process import run
 
@@ -61,26 +61,28 @@ class Repository:
     def terms(self, wanted: str | None) -> Terms:
         """What ``--term`` says, checked against what the bisection under way calls its ends.
 
-        Raises :class:`UsageError` if they contradict each other: every answer would be wrong.
+        The words decide, not their order: git lets ``fixed`` be the older end, too. Raises
+        :class:`UsageError` if they contradict each other: every answer would be wrong.
         """
         ends = self._ends()
         if ends is None:
             return TERMS[wanted or "good/bad"]
-        of_git = next((t for t in TERMS.values() if (t.old, t.new) == ends), None)
-        if wanted is None and of_git is None:
+        here = f"this bisection calls the older end {ends[0]} and the newer one {ends[1]}"
+        try:
+            of_git = terms_of(*ends)
+        except ValueError as error:
+            raise UsageError(f"{here}: {error}") from error
+        if of_git is None:
+            if wanted is None:
+                raise UsageError(f"{here}: say with --term what is looked for ({', '.join(TERMS)})")
+            return TERMS[wanted]
+        asked = TERMS[wanted] if wanted else of_git
+        if asked.good_is_old is not of_git.good_is_old:
             raise UsageError(
-                f"this bisection calls its ends {ends[0]} and {ends[1]}: say with --term what is "
-                f"looked for ({', '.join(TERMS)})"
+                f"--term {asked.name}, but {here}, and {of_git.when_good} is what passes: leave "
+                f"out --term, or git bisect start --term-old {asked.old} --term-new {asked.new}"
             )
-        terms = of_git if wanted is None else TERMS[wanted]
-        assert terms is not None
-        if of_git not in (None, terms):
-            raise UsageError(
-                f"--term {terms.name}, but this bisection calls the older end {ends[0]} and the "
-                f"newer one {ends[1]}: git bisect start --term-old {terms.old} "
-                f"--term-new {terms.new}"
-            )
-        return terms
+        return of_git
 
     def _ends(self) -> tuple[str, str] | None:
         """What the bisection under way calls the older and the newer end; None without one."""

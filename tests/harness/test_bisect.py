@@ -302,6 +302,11 @@ def test_a_tree_that_is_no_commit_of_a_kernel_stops(stock: Tree, change, words: 
     [
         (("good", "bad"), ("--term", "broken/fixed"), "--term broken/fixed, but this bisection"),
         (("broken", "fixed"), ("--term", "good/bad"), "--term good/bad, but this bisection"),
+        (("fixed", "broken"), ("--term", "broken/fixed"), "the older end fixed and the newer one"),
+        (("fixed", "other"), ("--term", "broken/fixed"), "the older end fixed and the newer one"),
+        (("other", "fixed"), ("--term", "good/bad"), "the older end other and the newer one fixed"),
+        (("good", "fixed"), (), "good and fixed both mean that the tests pass"),
+        (("broken", "bad"), ("--term", "good/bad"), "both mean that the tests fail"),
         (("old", "new"), (), "say with --term what is looked for"),
     ],
 )
@@ -314,10 +319,25 @@ def test_terms_that_would_turn_every_answer_round_stop(
     assert words in done.stderr
 
 
-def test_the_terms_of_the_bisection_are_taken(stock: Tree) -> None:
-    demo.git(stock.root, "bisect", "start", "--term-old", "broken", "--term-new", "fixed")
-    done = stock.bisect()
-    assert (done.returncode, "| broken |" in done.stdout) == (0, True)
+@pytest.mark.parametrize(
+    ("ends", "options", "answer"),
+    [
+        (("broken", "fixed"), (), "0 broken"),
+        (("fixed", "broken"), (), "1 broken"),
+        (("fixed", "broken"), ("--term", "good/bad"), "1 broken"),
+        (("broken", "other"), (), "0 broken"),
+        (("fast", "broken"), (), "1 broken"),
+        (("old", "new"), ("--term", "broken/fixed"), "0 broken"),
+        (("old", "new"), ("--term", "good/bad"), "1 bad"),
+    ],
+)
+def test_a_spin_is_the_end_of_the_bisection_that_means_it(
+    stock: Tree, ends: tuple[str, str], options: tuple[str, ...], answer: str
+) -> None:
+    demo.git(stock.root, "bisect", "start", "--term-old", ends[0], "--term-new", ends[1])
+    done = stock.bisect(*options)
+    code, word = answer.split()
+    assert (done.returncode, f"| {word} |" in done.stdout) == (int(code), True)
 
 
 def test_a_bisection_without_checkouts_stops(tree: Tree) -> None:
