@@ -21,11 +21,12 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hostfault.deadline import Deadline, poll
-from hostfault.errors import LaunchError, SetupError
+from hostfault.errors import HostfaultError, SetupError
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +77,16 @@ class Cache:
         """The directory of an entry, built by ``build(empty_directory)`` if there is none.
 
         Two runs that want the same entry build it once. A ``build`` that fails leaves nothing
-        and its exception passes through; a full disk raises :class:`SetupError`.
+        and its exception passes through; a full disk, or a cache that this user may not write
+        to, raises :class:`SetupError`.
         """
         if not _KEY.match(key):
             raise ValueError(f"not a cache key: {key!r}")
         entry = self.root / kind / key
         if not self._holds(entry):
             self._lock_and_build(entry, build)
-        os.utime(entry)  # the time of last use, for prune()
+        with _usable(self.root):
+            os.utime(entry)  # the time of last use, for prune()
         return entry
 
     def release(self, entry: Path) -> None:
@@ -109,10 +112,15 @@ class Cache:
     def prune(self, kind: str, max_bytes: int) -> None:
         """Remove entries of a kind, least recently used first, until they take ``max_bytes``.
 
-        Entries in use are kept, whatever they take.
+        Entries in use are kept, whatever they take; those that another run removes meanwhile
+        are skipped.
         """
-        self._sweep(kind)
-        entries = sorted(self._entries(kind), key=lambda entry: entry.stat().st_mtime)
+        with _usable(self.root):
+            self._sweep(kind)
+            self._remove_oldest(kind, max_bytes)
+
+    def _remove_oldest(self, kind: str, max_bytes: int) -> None:
+        entries = _by_last_use(self._entries(kind))
         sizes = {entry: disk_usage(entry) for entry in entries}
         excess = sum(sizes.values()) - max_bytes
         for entry in entries:
@@ -133,7 +141,7 @@ class Cache:
     def _lock_and_build(self, entry: Path, build: Callable[[Path], None]) -> None:
         """Get a shared lock on an existing entry, building it first under an exclusive one."""
         self.release(entry)
-        with _clear_when_full(self.root):
+        with _clear_when_full(self.root), _usable(self.root):
             entry.parent.mkdir(parents=True, exist_ok=True)
             descriptor = _open_lock(entry)
         try:
@@ -142,7 +150,8 @@ class Cache:
                 # flock drops the shared lock before it gets the other: look again after each.
                 _wait_for_lock(descriptor, fcntl.LOCK_EX, entry)
                 if not entry.is_dir():
-                    self._sweep(entry.parent.name)
+                    with _usable(self.root):
+                        self._sweep(entry.parent.name)
                     self._build(entry, build)
                 _wait_for_lock(descriptor, fcntl.LOCK_SH, entry)
         except BaseException:
@@ -158,7 +167,8 @@ class Cache:
         partial = _partial(entry)
         try:
             with _clear_when_full(self.root):
-                partial.mkdir()
+                with _usable(self.root):
+                    partial.mkdir()
                 build(partial)
                 partial.rename(entry)
         except BaseException:
@@ -197,23 +207,52 @@ def disk_usage(path: Path) -> int:
     return total
 
 
-class _clear_when_full:  # noqa: N801 (reads as a verb)
-    """Turns "no space left" of any form into one :class:`SetupError` that says where."""
+def no_space(error: BaseException) -> bool:
+    """Whether an error says, as a number or in a program's words, that a disk is full."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_SPACE
+    words = [os.strerror(number) for number in _NO_SPACE]
+    return isinstance(error, HostfaultError) and any(each in str(error) for each in words)
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
 
-    def __enter__(self) -> None:
-        return None
+@contextmanager
+def _clear_when_full(root: Path) -> Iterator[None]:
+    """Turn "no space left" of any form into one :class:`SetupError` that says where."""
+    try:
+        yield
+    except (OSError, HostfaultError) as error:
+        if not no_space(error):
+            raise
+        raise SetupError(
+            f"the disk that holds the cache {root} is full: free some space there, "
+            "or set HOSTFAULT_CACHE to a directory with 4 GiB to spare"
+        ) from error
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        full = isinstance(error, OSError) and error.errno in _NO_SPACE
-        told = isinstance(error, LaunchError) and "No space left on device" in error.log_tail
-        if full or told:
-            raise SetupError(
-                f"the disk that holds the cache {self.root} is full: free some space there, "
-                "or set HOSTFAULT_CACHE to a directory with 4 GiB to spare"
-            ) from error
+
+@contextmanager
+def _usable(root: Path) -> Iterator[None]:
+    """Turn what the system says of a cache that cannot be written into a :class:`SetupError`.
+
+    For what the cache itself does; a builder's errors are about something else.
+    """
+    try:
+        yield
+    except OSError as error:
+        if no_space(error):
+            raise
+        raise SetupError(
+            f"cannot use the cache {root}: {error}; set HOSTFAULT_CACHE to a directory that you "
+            "may write to, or make this one yours (chown)"
+        ) from error
+
+
+def _by_last_use(entries: Iterable[Path]) -> list[Path]:
+    """Those that are still there, least recently used first."""
+    used = []
+    for entry in entries:
+        with suppress(FileNotFoundError):  # removed by another run meanwhile
+            used.append((entry.stat().st_mtime, entry))
+    return [entry for _, entry in sorted(used)]
 
 
 def _feed(total: hashlib._Hash, *values: str | bytes) -> None:

@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hostfault.cache import Cache, default_cache, key_of
-from hostfault.errors import LaunchError, SetupError
+from hostfault.errors import HostfaultError, LaunchError, SetupError
 
 
 @pytest.fixture
@@ -99,6 +100,47 @@ def test_a_program_that_meets_a_full_disk_gives_the_same_error(cache: Cache) -> 
         cache.obtain("kind", "key", fill)
 
 
+def test_a_machine_that_cannot_be_saved_on_a_full_disk_gives_the_same_error(cache: Cache) -> None:
+    def save(place: Path) -> None:
+        error = HostfaultError("migration failed: Unable to write to file: No space left on device")
+        raise SetupError(f"the emulated host did not come up in 3 attempts\n{error}") from error
+
+    with pytest.raises(SetupError, match="is full"):
+        cache.obtain("machines", "key", save)
+
+
+def test_another_error_of_a_builder_passes_through(cache: Cache) -> None:
+    def fail(place: Path) -> None:
+        (place / "no" / "such").touch()
+
+    with pytest.raises(FileNotFoundError):
+        cache.obtain("kind", "key", fail)
+
+
+UNUSABLE = r"cannot use the cache .*cache.*; set HOSTFAULT_CACHE to a directory that you may write"
+
+
+def test_a_cache_below_a_file_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match=UNUSABLE):
+        Cache(tmp_path / "file" / "cache").obtain("kind", "key", write(""))
+
+
+@pytest.mark.parametrize("call", ["open", "utime"])
+def test_a_cache_that_another_user_made_is_one_clear_error(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def refuse(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    cache.obtain("kind", "key", write(""))
+    cache.close()
+    with monkeypatch.context() as patch:  # root, who may run this, is never refused
+        patch.setattr(os, call, refuse)
+        with pytest.raises(SetupError, match=UNUSABLE):
+            cache.obtain("kind", "key", write(""))
+
+
 def test_the_wreck_of_a_killed_builder_is_swept_away(cache: Cache) -> None:
     killed = f"""
 import os, pathlib
@@ -138,6 +180,26 @@ def test_pruning_keeps_what_is_in_use(cache: Cache) -> None:
     cache.release(entry)
     cache.prune("kind", 0)
     assert not entry.exists()
+
+
+def test_pruning_skips_what_another_run_removes_at_the_same_time(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in "ab":
+        cache.obtain("kind", key, write("x" * 40960))
+    cache.close()
+    entries = Cache._entries
+
+    def listed_and_then_removed(self: Cache, kind: str) -> Iterator[Path]:
+        found = list(entries(self, kind))
+        monkeypatch.setattr(Cache, "_entries", entries)
+        Cache(cache.root).prune(kind, 0)
+        return iter(found)
+
+    monkeypatch.setattr(Cache, "_entries", listed_and_then_removed)
+    cache.prune("kind", 0)
+    assert list(entries(cache, "kind")) == []
+    assert leftovers(cache) == []
 
 
 def test_pruning_a_kind_that_was_never_built_does_nothing(cache: Cache) -> None:
