@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from hostfault.errors import HostfaultError, MissingCapabilityError, UsageError
+from hostfault.errors import HostfaultError, MissingCapabilityError, SetupError, UsageError
 from hostfault.progress import Progress
 from hostfault.require import skip_or_fail
 from hostfault.seam import Lab, LabFacts
@@ -42,6 +42,8 @@ class LabKeeper:
             raise pytest.UsageError(str(error)) from None
         except HostfaultError as error:
             self._trouble = error
+        except OSError as error:
+            self._trouble = SetupError(f"the set-up met an error of the system: {error}")
 
     def ready(self) -> tuple[Lab, LabFacts]:
         """The lab. Raises the trouble that it met: in full first, in one line from then on."""

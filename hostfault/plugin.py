@@ -171,7 +171,7 @@ class HostfaultSession:
         """Close the lab, after the fixtures."""
         try:
             self.keeper.close()
-        except HostfaultError as error:
+        except (HostfaultError, OSError) as error:
             self._cleanup_trouble = str(error)
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 

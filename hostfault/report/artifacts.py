@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,40 @@ RUNS = Path(".hostfault/runs")
 
 
 def check(settings: Settings) -> None:
-    """Raise :class:`UsageError` if the artifacts may not go where the person wants them."""
+    """Raise :class:`UsageError` if the artifacts may not go where the person wants them.
+
+    Leaves nothing behind: a run may end before any test asks for a folder.
+    """
     target = settings.artifacts
-    if target is None or not target.exists():
+    if target is None:
         return
-    if not target.is_dir():
-        raise UsageError(f"--artifacts {target}: is not a directory")
-    if not settings.overwrite and any(target.iterdir()):
+    try:
+        if target.exists() and not target.is_dir():
+            raise UsageError(f"--artifacts {target}: is not a directory")
+        if target.exists() and not settings.overwrite and any(target.iterdir()):
+            raise UsageError(
+                f"--artifacts {target}: is not empty; name another directory, "
+                "or say --artifacts-overwrite"
+            )
+        _try_to_write(target)
+    except OSError as error:
         raise UsageError(
-            f"--artifacts {target}: is not empty; name another directory, "
-            "or say --artifacts-overwrite"
-        )
+            f"--artifacts {target}: {error.strerror or error}; "
+            "name a directory that you may write to"
+        ) from error
+
+
+def _try_to_write(directory: Path) -> None:
+    """Make a directory and a file in it, then remove what was not there before."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    finally:
+        for path in missing:
+            with suppress(OSError):  # was not made, or another run has begun to use it
+                path.rmdir()
 
 
 class Artifacts:
@@ -55,7 +80,10 @@ class Artifacts:
                 shutil.rmtree(folder)
             folder.mkdir()
         except OSError as error:
-            raise SetupError(f"no folder for the artifacts of {test}: {error}") from error
+            raise SetupError(
+                f"no folder for the artifacts of {test}: {error}; "
+                "--artifacts DIR puts them elsewhere"
+            ) from error
         return folder
 
     def _unused_name(self, wanted: str) -> str:

@@ -198,6 +198,16 @@ def test_a_lab_that_cannot_be_prepared_is_told_in_full_only_once(
     assert "no lab, as told above: no mirror answers" in text
 
 
+def test_an_error_of_the_system_while_preparing_is_an_error_of_each_test(
+    suite: pytest.Pytester,
+) -> None:
+    lab_that(suite, trouble="OSError(28, 'No space left on device')")
+    result = suite.runpytest("-k", "zero-load")
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["harness trouble (SetupError): *No space left on device"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
 def test_a_name_that_does_not_exist_is_a_usage_error(suite: pytest.Pytester) -> None:
     lab_that(suite, trouble="errors.UsageError('no kernel 9.9; there are 6.1, 7.3')")
     result = suite.runpytest("--host-kernel", "9.9")
@@ -208,8 +218,14 @@ def test_a_name_that_does_not_exist_is_a_usage_error(suite: pytest.Pytester) -> 
 
 @pytest.mark.parametrize(
     "options",
-    [("--host", "mars"), ("--accept", "all"), ("--require", "luck"), ("--artifacts", ".")],
-    ids=lambda options: options[0],
+    [
+        ("--host", "mars"),
+        ("--accept", "all"),
+        ("--require", "luck"),
+        ("--artifacts", "."),
+        ("--artifacts", "/proc/nope"),
+    ],
+    ids=" ".join,
 )
 def test_a_wrong_option_is_a_usage_error_before_anything_runs(
     suite: pytest.Pytester, options: tuple[str, str]
@@ -355,6 +371,17 @@ def test_trouble_while_cleaning_up_is_shown_and_fails_the_run(suite: pytest.Pyte
     result = suite.runpytest(*ONE)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*= clean-up =*", "QEMU will not die"])
+
+
+def test_an_error_of_the_system_while_cleaning_up_hides_no_verdict(suite: pytest.Pytester) -> None:
+    suite.makeconftest(
+        CONFTEST + "\ndef leave(self, *what):\n    raise FileNotFoundError(2, 'gone', 'entry')\n"
+        "FakeLab.__exit__ = leave\n"
+    )
+    result = suite.runpytest(*ONE)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*= verdicts =*", "*= clean-up =*", "*gone: 'entry'"])
+    result.stdout.no_fnmatch_line("*Traceback*")
 
 
 def test_sigterm_tears_down_like_ctrl_c(suite: pytest.Pytester) -> None:

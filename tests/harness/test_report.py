@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +122,31 @@ def test_a_file_is_refused_as_a_directory(tmp_path: Path) -> None:
         artifacts.check(Settings(artifacts=place, overwrite=True))
 
 
+@pytest.mark.parametrize("place", ["/etc/passwd/x", "/proc/nope", f"/tmp/{'x' * 300}"])
+def test_a_place_where_nothing_can_be_made_is_refused(place: str) -> None:
+    with pytest.raises(UsageError, match=f"{place}: .*; name a directory that you may write to"):
+        artifacts.check(Settings(artifacts=Path(place)))
+
+
+def test_a_directory_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # root is never refused
+    with pytest.raises(UsageError, match="Permission denied; name a directory"):
+        artifacts.check(Settings(artifacts=tmp_path / "new"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checking_a_place_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    artifacts.check(Settings(artifacts=tmp_path / "old"))
+    artifacts.check(Settings(artifacts=tmp_path / "new" / "place"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+
+
 def test_overwriting_replaces_the_folders_of_the_tests_that_run_and_no_other_file(
     tmp_path: Path,
 ) -> None:
@@ -133,7 +161,7 @@ def test_overwriting_replaces_the_folders_of_the_tests_that_run_and_no_other_fil
 
 def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / ".hostfault").touch()
-    with pytest.raises(SetupError, match="no folder for the artifacts of test_x"):
+    with pytest.raises(SetupError, match=r"no folder for the artifacts of test_x.*--artifacts DIR"):
         Artifacts(Settings(), tmp_path).folder("test_x")
 
 
