@@ -20,7 +20,7 @@ import hostfault
 from hostfault.backing import virtiofs_dax
 from hostfault.cache import Cache, key_of
 from hostfault.deadline import Deadline
-from hostfault.errors import ConnectionLostError, HostfaultError, SetupError
+from hostfault.errors import ConnectionLostError, DeadlineError, HostfaultError, SetupError
 from hostfault.guest import machine as guest_machine
 from hostfault.host import machine as host_machine
 from hostfault.host.agent import Agent
@@ -125,16 +125,14 @@ class EmulatedHost:
         )
 
     def _boot_and_save(self, scenario: Scenario, entry: Path, folder: Path) -> None:
+        """Boot; a guest that dies at its start is tried again, what would be the same again not."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._boot_once(scenario, entry, folder, folder / f"boot-{attempt}")
             except HostfaultError as error:
-                if attempt == ATTEMPTS:
-                    raise SetupError(
-                        f"the emulated host did not come up in {ATTEMPTS} attempts; "
-                        f"logs are in {folder}\n{error}"
-                    ) from error
-                self.say(f"the emulated host did not come up, trying again ({error})")
+                if attempt == ATTEMPTS or isinstance(error, (SetupError, DeadlineError)):
+                    raise SetupError(f"{error}\nlogs: {folder}") from error
+                self.say(f"the guest in the emulated host did not come up, trying again ({error})")
             else:
                 return
 
@@ -195,7 +193,18 @@ class EmulatedHost:
         guest = reach_guest(sockets.guest_ssh, self.identity, self.say)
         stack.callback(guest.close)
         watch.lap("guest ssh")
-        return Place(agent, recorder, guest, machine, phases)
+        return Place(
+            agent, recorder, guest, machine, phases, host_answers=lambda: self._answers(sockets)
+        )
+
+    def _answers(self, sockets: Sockets) -> bool:
+        """Whether the host lets somebody in who has not been there before."""
+        deadline = Deadline(30.0, "SSH of the emulated host")
+        try:
+            connect("host", sockets.host_ssh, self.identity, deadline).close()
+        except DeadlineError:
+            return False
+        return True
 
     def _reach(self, stack: ExitStack, sockets: Sockets) -> Shell:
         self.say("waiting for SSH of the host")

@@ -11,9 +11,10 @@ from pathlib import Path
 from subprocess import Popen
 
 from hostfault.deadline import Deadline, poll
-from hostfault.errors import HostfaultError, LaunchError
+from hostfault.errors import DeadlineError, HostfaultError, LaunchError, SetupError
 from hostfault.model import Ended, HostImage, Kernel, Qemu
-from hostfault.process import end, spawn, tail
+from hostfault.process import spawn, tail
+from hostfault.qemu import environment_of
 from hostfault.qmp import Recorder
 
 MEMORY = 1024  # MiB
@@ -22,6 +23,8 @@ QMP_PORT = 4444  # in the host: the guest's QEMU listens for the harness
 GUEST_SSH_PORT = 10022  # in the host: forwarded to port 22 of the guest
 AGENT_PORT = 7000  # in the host, loopback only
 READY = "HOSTFAULT-HOST READY"
+REFUSAL = "HOSTFAULT-ERROR"  # how a line begins in which its init gives up (images/host/init)
+SERIAL_TAIL = 20000  # bytes: a panic with its backtraces
 
 # Nested TCG breaks XSAVE in the guest, so nothing of xsave and avx may be on (facts.md).
 TCG_CPU = (
@@ -92,26 +95,52 @@ class Sockets:
         )
 
 
+class Serial:
+    """The serial log of one run: what earlier runs left in the file is not its word."""
+
+    def __init__(self, path: Path) -> None:
+        path.touch()
+        self.path = path
+        self._begin = path.stat().st_size
+
+    def text(self) -> str:
+        """The end of what this run has said."""
+        with self.path.open("rb") as stream:
+            stream.seek(max(self._begin, stream.seek(0, os.SEEK_END) - SERIAL_TAIL))
+            return stream.read().decode(errors="replace")
+
+
 class Machine:
     """A running machine; get one from :func:`start`."""
 
-    def __init__(self, child: Popen[bytes], recorder: Recorder, serial: Path, log: Path) -> None:
+    def __init__(self, child: Popen[bytes], recorder: Recorder, serial: Serial, log: Path) -> None:
         self._child = child
         self.recorder = recorder
         self._serial = serial
         self._log = log
 
     def boot(self, deadline: Deadline) -> None:
-        """Let it run until its init says that it is ready."""
+        """Let it run until its init says that it is ready.
+
+        Raises :class:`SetupError` with the kernel's words if it does not come up.
+        """
         self.recorder.execute("cont")
 
         def ready() -> bool | None:
-            text = tail(self._serial)
+            text = self._serial.text()
             deadline.saw(text[-200:])
-            self.check_alive()
+            refusals = [line for line in text.splitlines() if line.startswith(REFUSAL)]
+            if refusals:
+                raise SetupError("the emulated host does not come up:\n" + "\n".join(refusals))
+            gone = self.ended()
+            if gone is not None:
+                raise SetupError(f"the emulated host does not come up, it died:\n{gone.words}")
             return True if READY in text else None
 
-        poll(deadline, ready, interval=0.1)
+        try:
+            poll(deadline, ready, interval=0.1)
+        except DeadlineError as error:
+            raise SetupError(f"the emulated host does not come up: {error}") from error
 
     def save(self, path: Path, deadline: Deadline) -> None:
         """Stop it and write it to a file, nested state included."""
@@ -128,15 +157,31 @@ class Machine:
         self.recorder.execute("cont")
 
     def ended(self) -> Ended | None:
-        """How its kernel, or QEMU itself, came to an end; None while it lives."""
+        """How its kernel came to an end; None while it lives.
+
+        Raises :class:`LaunchError` if QEMU itself came to one: that says nothing of the kernel.
+        """
         code = self._child.poll()
         if code is not None:
-            words = tail(self._serial) + tail(self._log)
-            return Ended(code if code >= 0 else None, -code if code < 0 else None, words)
+            words = self._serial.text() + tail(self._log)
+            if code == 0 and self._guest_shut_down():
+                return Ended(code, None, words)
+            raise LaunchError("the emulated host's QEMU", _argv(self._child), code, words)
         names = {event.name for event in self.recorder.events()}
         if "GUEST_PANICKED" in names:
-            return Ended(None, None, tail(self._serial))
+            return Ended(None, None, self._serial.text())
         return None
+
+    def _guest_shut_down(self) -> bool:
+        """Whether QEMU said that it ends because the machine reset itself or switched itself off.
+
+        (QAPI run-state.json: reasons of the guest's own begin with "guest-".)
+        """
+        try:
+            event = self.recorder.wait_for("SHUTDOWN", Deadline(2.0, "the reason of the end"))
+        except DeadlineError:
+            return False
+        return str(event.data.get("reason", "")).startswith("guest-")
 
     def hung(self, words: str) -> Ended:
         """What to record for a host that runs and does not answer."""
@@ -144,18 +189,13 @@ class Machine:
             registers = self.recorder.monitor("info registers -a")
         except HostfaultError as error:
             registers = str(error)
-        return Ended(None, None, f"{words}\n{tail(self._serial)}\n{registers}")
+        return Ended(None, None, f"{words}\n{self._serial.text()}\n{registers}")
 
     def check_alive(self) -> None:
-        """Raise :class:`LaunchError` if it came to an end while it was being set up."""
+        """Raise :class:`HostfaultError` if it came to an end while it was being set up."""
         gone = self.ended()
         if gone is not None:
-            what = "the emulated host"
-            raise LaunchError(what, _argv(self._child), self._child.poll(), gone.words)
-
-    def end(self) -> None:
-        """End QEMU at once: what it holds is thrown away anyway."""
-        end(self._child, grace=0.0)
+            raise HostfaultError(f"the emulated host died while it was set up:\n{gone.words}")
 
     def _capabilities(self) -> None:
         wanted = [
@@ -183,19 +223,19 @@ def start(spec: MachineSpec, directory: Path, folder: Path, *, incoming: bool) -
     :class:`LaunchError` if QEMU dies at once.
     """
     sockets = Sockets.below(directory)
-    serial = folder / "host-serial.log"
+    serial = Serial(folder / "host-serial.log")
     log = folder / "host-qemu.log"
     with ExitStack() as stack:
         recorder = stack.enter_context(Recorder("host QMP", folder / "host-qmp.jsonl", host=True))
         listener = stack.enter_context(_listen(sockets.host_qmp))
-        argv = spec.command(sockets, serial, listener.fileno())
+        argv = spec.command(sockets, serial.path, listener.fileno())
         if incoming:
             argv += ["-incoming", "defer"]
         child = stack.enter_context(
             spawn(
                 argv,
                 log=log,
-                env={**os.environ, **dict(spec.qemu.env)},
+                env=environment_of(spec.qemu),
                 pass_fds=(listener.fileno(),),
                 grace=0.0,
             )

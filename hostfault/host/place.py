@@ -19,7 +19,7 @@ from hostfault.model import Ended, Scenario
 from hostfault.qmp import Recorder
 from hostfault.ssh import Shell, connect
 
-HOST_CALLS = 3  # unanswered calls that make a host count as hung
+AGENT_CALLS = 3  # unanswered ones after which the host itself is asked
 ATTEMPTS = 3  # at a boot: in an emulated host a guest dies at its start once in about 30 (facts.md)
 BOOT_PATIENCE = 120.0  # seconds; an emulated guest takes 5 to 8
 Say = Callable[[str], None]
@@ -35,20 +35,25 @@ class Place:
     machine: Machine | None  # of an emulated host
     phases: dict[str, float] = field(default_factory=dict)  # seconds, by name
     cached: bool = False  # forked from a saved machine
+    host_answers: Callable[[], bool] = lambda: True  # asked past the agent; a local one does
 
-    def host_ended(self, words: str = "") -> Ended | None:
-        """How the host itself came to an end; a local host outlives us, or we are not asked.
+    def host_ended(self) -> Ended | None:
+        """How the host itself came to an end; a local host outlives us, or we are not asked."""
+        return self.machine.ended() if self.machine else None
 
-        ``words``: why it is taken for hung, if it is.
+    def host_ended_silently(self, silence: str) -> Ended | None:
+        """The same of a host whose agent is gone; ``silence`` says what went unanswered.
+
+        Only a host that lets nobody in any more counts as hung: an agent may die alone.
         """
-        if self.machine is None:
-            return None
-        ended = self.machine.ended()
-        return ended or (self.machine.hung(words) if words else None)
+        ended = self.host_ended()
+        if ended is not None or self.machine is None or self.host_answers():
+            return ended
+        return self.machine.hung(f"{silence}; {AGENT_CALLS} more calls and SSH went unanswered")
 
-    def host_answers(self) -> bool:
+    def agent_answers(self) -> bool:
         """Whether the host's agent answers one of a few calls."""
-        for _ in range(HOST_CALLS):
+        for _ in range(AGENT_CALLS):
             try:
                 self.agent.hello()
             except ConnectionLostError:
