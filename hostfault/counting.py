@@ -14,13 +14,14 @@ from hostfault.model import FrameFaults, Observation, Sample
 
 @dataclass(frozen=True)
 class Repetition:
-    """One guest frame that faulted from one instruction alone."""
+    """One guest frame that faults from one instruction alone."""
 
     gfn: int
     rip: int  # 0 where the tracepoint does not tell
-    count: int  # faults since the touch
+    count: int  # faults since ``since``
     recent: int  # of these, since the sample before the last
-    pf_taken: int | None  # faults of the whole vCPU by KVM's statistics; None: not told
+    pf_taken: int | None  # all faults in that time by KVM's statistics; None: not told
+    since: float  # seconds since the touch, 0 where that is when it began
 
     @property
     def going_on(self) -> bool:
@@ -45,12 +46,23 @@ def frame_growth(observation: Observation) -> tuple[FrameFaults, ...]:
 def repetition(observation: Observation, *, anywhere: bool = False) -> Repetition | None:
     """The frame that repeats: the expected one, else the one that repeats most.
 
-    Only a frame all of whose faults since the touch come from one instruction counts: faults
-    from two places are a task that moves. It must be the instruction that the probe named,
-    unless ``anywhere``.
+    Only a frame all of whose faults come from one instruction counts: faults from two places
+    are a task that moves. It must be the instruction that the probe named, unless ``anywhere``.
+    Counted is from the touch on, or from the first sample after which no other place meddled.
     """
+    first = baseline(observation)
+    if first is None:
+        return None
+    starts = [first, *(sample for sample in observation.samples[:-1] if sample.at > 0)]
+    found = (_repetition_since(observation, start, anywhere=anywhere) for start in starts)
+    return next((each for each in found if each is not None), None)
+
+
+def _repetition_since(
+    observation: Observation, start: Sample, *, anywhere: bool
+) -> Repetition | None:
     by_frame: dict[int, list[FrameFaults]] = {}
-    for growth in frame_growth(observation):
+    for growth in _growth(start, observation.samples[-1]):
         by_frame.setdefault(growth.gfn, []).append(growth)
     expected, rip = observation.expected_gfn, observation.probe.rip
     standing = [
@@ -68,19 +80,15 @@ def repetition(observation: Observation, *, anywhere: bool = False) -> Repetitio
         for growth in _growth(observation.samples[-2], observation.samples[-1])
         if growth.gfn == most.gfn
     )
-    taken = stat_growth(observation, "pf_taken")
-    return Repetition(most.gfn, most.rip, most.count, recent, taken)
+    taken = _stat_growth(start, observation.samples[-1], "pf_taken")
+    return Repetition(most.gfn, most.rip, most.count, recent, taken, max(0.0, start.at))
 
 
-def stat_growth(observation: Observation, name: str) -> int | None:
-    """Growth of one of KVM's vCPU statistics since the touch; None if it was not told."""
-    first = baseline(observation)
-    if first is None:
+def _stat_growth(earlier: Sample, later: Sample, name: str) -> int | None:
+    """Growth of one of KVM's vCPU statistics; None if it was not told."""
+    if name not in earlier.vcpu_stats or name not in later.vcpu_stats:
         return None
-    last = observation.samples[-1]
-    if name not in first.vcpu_stats or name not in last.vcpu_stats:
-        return None
-    return last.vcpu_stats[name] - first.vcpu_stats[name]
+    return later.vcpu_stats[name] - earlier.vcpu_stats[name]
 
 
 def cpu_share(observation: Observation, window: Sequence[Sample] = ()) -> float:
@@ -113,6 +121,12 @@ def quiet_samples(observation: Observation) -> tuple[Sample, ...]:
     return tuple(reversed(quiet))
 
 
+def has_faulted(observation: Observation) -> bool:
+    """Whether the touched frame, or any where it is not known, took a fault since the touch."""
+    first = baseline(observation)
+    return first is not None and _frame_faults(observation, first, observation.samples[-1]) > 0
+
+
 def evidence_of_faults(
     observation: Observation, found: Repetition | None = None
 ) -> tuple[str, ...]:
@@ -129,7 +143,11 @@ def _evidence(
     gfn = found.gfn if found else observation.expected_gfn
     if gfn is not None:
         count = sum(growth.count for growth in _growth(first, last) if growth.gfn == gfn)
-        place = f" from rip {found.rip:#x} alone, {found.recent:,} of them lately" if found else ""
+        place = (
+            f", {found.count:,} from rip {found.rip:#x} alone, {found.recent:,} of them lately"
+            if found
+            else ""
+        )
         yield f"KVM tracepoint kvm_page_fault: {count:,} faults on gfn {gfn:#x}{place}"
         started = last.async_started.get(gfn, 0) - first.async_started.get(gfn, 0)
         ready = last.async_ready - first.async_ready
@@ -138,10 +156,10 @@ def _evidence(
             f"{ready:,} pages ready (kvm_async_pf_ready)"
         )
     names = ("pf_taken", "pf_guest", "pf_fixed", "exits")
-    told = [(name, stat_growth(observation, name)) for name in names]
+    told = [(name, _stat_growth(first, last, name)) for name in names]
     words = [f"{name} +{grown:,}" for name, grown in told if grown is not None]
     if words:
-        yield f"QMP query-stats of the vCPU: {', '.join(words)}"
+        yield f"QMP query-stats of the vCPUs: {', '.join(words)}"
     used = last.vcpu_seconds - first.vcpu_seconds
     yield f"vCPU threads: {used:.2f} s of CPU time in {last.at - first.at:.2f} s"
 

@@ -114,10 +114,9 @@ class Sample:
     faults: tuple[FrameFaults, ...]  # tracepoint kvm:kvm_page_fault, most frequent first
     async_started: Mapping[int, int]  # kvm:kvm_try_async_get_page, count by gfn
     async_ready: int  # kvm:kvm_async_pf_ready, in all
-    vcpu_stats: Mapping[str, int]  # QMP query-stats of vCPU 0 (pf_taken, pf_guest, exits, ...)
+    vcpu_stats: Mapping[str, int]  # QMP query-stats, all vCPUs together (pf_taken, exits, ...)
     vcpu_seconds: float  # CPU time of the vCPU threads
     run_state: str  # QMP query-status, or "" if QEMU did not answer
-    guest_answers: bool | None = None  # a command over SSH was answered (None: not asked)
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,7 @@ class ProbeReport:
     rip: int  # address of the touching instruction
     steps: tuple[str, ...]  # its lines, in order
     outcome: Outcome | None  # None: the access has not ended
+    ended: bool = False  # it has hung up: no more steps will come
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,9 @@ class Observation:
     qemu_ended: Ended | None = None
     host_ended: Ended | None = None  # the host kernel panicked, oopsed or hung
     host_log: str = ""  # what the host kernel logged since the fault
+    guest_answers: bool | None = (
+        None  # a command over SSH was answered at the end (None: not asked)
+    )
     stored_byte: int | None = None  # what the host file holds at the offset at the end
     host_release: str = ""  # what `uname -r` said on the host
     kvm_build_id: str = ""  # of the kvm module that was loaded there, in hex

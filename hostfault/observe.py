@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 from hostfault import fault
 from hostfault.backing import virtiofs_dax
 from hostfault.deadline import Deadline, now
-from hostfault.errors import ConnectionLostError, HostfaultError
+from hostfault.errors import ConnectionLostError, HostfaultError, MissingCapabilityError
 from hostfault.guest import machine as guest_machine
 from hostfault.guest import probe
-from hostfault.host.place import HOST_CALLS, Place
+from hostfault.host.place import Place
 from hostfault.model import (
     PAGE_SIZE,
     Access,
@@ -29,6 +30,7 @@ from hostfault.verdict import judge
 
 PATIENCE = 30.0  # seconds from the touch until "nothing is proven" is an answer too
 INTERVAL = 0.05  # seconds between samples
+NEEDED_EVENTS = frozenset({"kvm_page_fault"})  # tracepoints without which nothing can be proven
 TAILS = (guest_machine.CONSOLE, f"{guest_machine.NAME}.log")
 
 
@@ -92,7 +94,13 @@ class Recording:
 
     def begin(self) -> None:
         """Start to count, and take the sample that everything is compared with."""
-        self._place.agent.trace()
+        missing = NEEDED_EVENTS - set(self._place.agent.trace())
+        if missing:
+            raise MissingCapabilityError(
+                "tracing",
+                f"the host's kernel cannot count {', '.join(sorted(missing))}: "
+                "see kernels/config/50-tracing.config for the options that it needs",
+            )
         self._started = self._touched = now()
         self._step_or_end(self._sample)
 
@@ -127,7 +135,8 @@ class Recording:
         return self._so_far
 
     def _look(self) -> None:
-        self._task.listen(INTERVAL)
+        if not self._task.listen(INTERVAL):
+            self._place.recorder.wait_changed(INTERVAL)
         self._sample()
         if self._task.report().outcome is not None:
             self._keep(stored_byte=self._byte_in_the_file())
@@ -142,7 +151,7 @@ class Recording:
             stored_byte=self._byte_in_the_file(),
         )
         if self._so_far.qemu_ended is None:
-            self._sample(guest_answers=self._guest_answers())
+            self._keep(guest_answers=self._guest_answers())
 
     def _byte_in_the_file(self) -> int | None:
         return self._place.agent.byte(fault.SHARED_FILE, fault.PAGE * PAGE_SIZE)
@@ -168,21 +177,22 @@ class Recording:
         )
 
     def _find_out_who_is_gone(self, error: ConnectionLostError) -> None:
-        """A dead host, QEMU or guest is part of the observation; anything else is trouble."""
+        """A dead host, QEMU or guest is part of the observation; anything else is trouble.
+
+        Trouble that comes after the proof changes nothing.
+        """
         place = self._place
         ended = place.host_ended()
-        if ended is None and not place.host_answers():
-            ended = place.host_ended(words=f"{error}; {HOST_CALLS} more calls went unanswered")
-            if ended is None:  # a local host: then the agent is what is gone
-                raise error
-        self._keep(host_ended=ended)
-        if ended is None:
+        if ended is None and place.agent_answers():
             self._sample()
             self._keep(events=tuple(self._events()))
-            if self.verdict() is None:
-                raise error
+        elif ended is None:
+            ended = place.host_ended_silently(str(error))
+        self._keep(host_ended=ended)
+        if self.verdict() is None:
+            raise error
 
-    def _sample(self, guest_answers: bool | None = None) -> None:
+    def _sample(self) -> None:
         place = self._place
         seen = place.agent.sample(guest_machine.NAME, TAILS, self._so_far.expected_gfn)
         run_state = _ask(lambda: str(place.recorder.execute("query-status")["status"]), "")
@@ -195,7 +205,6 @@ class Recording:
             vcpu_stats=stats,
             vcpu_seconds=seen["vcpu_seconds"],
             run_state=run_state,
-            guest_answers=guest_answers,
         )
         console, qemu_log = seen["tails"]
         self._keep(
@@ -221,15 +230,16 @@ class Recording:
 
 
 def vcpu_stats(place: Place) -> dict[str, int]:
-    """KVM's counters of vCPU 0, by name (QMP ``query-stats``, QAPI schema stats.json)."""
+    """KVM's counters by name, of all vCPUs together (QMP ``query-stats``, QAPI stats.json)."""
     answer = place.recorder.execute(
         "query-stats", {"target": "vcpu", "providers": [{"provider": "kvm"}]}
     )
-    return {
-        stat["name"]: stat["value"]
-        for stat in (answer[0]["stats"] if answer else [])
-        if type(stat["value"]) is int  # not the booleans, like guest_mode
-    }
+    total: Counter[str] = Counter()
+    for vcpu in answer:
+        for stat in vcpu["stats"]:
+            if type(stat["value"]) is int:  # not the booleans, like guest_mode
+                total[stat["name"]] += stat["value"]
+    return dict(total)
 
 
 def _ended(code: int | None, words: str) -> Ended | None:

@@ -17,6 +17,7 @@ from hostfault.counting import (
     evidence_of_faults,
     frame_growth,
     frame_is_quiet,
+    has_faulted,
     quiet_samples,
     repetition,
 )
@@ -44,6 +45,8 @@ STALL_SAMPLES = 5
 IDLE_SHARE = 0.25
 """A vCPU that uses less of a core than this is idle: answering SSH in an emulated host takes some,
 spinning takes 0.72 to 0.90 there, and 1.0 on hardware."""
+
+BY_HOST = (Fault.ZERO, Fault.MIDDLE)
 
 GUEST_OOPS = re.compile(
     r"Kernel panic - not syncing|Oops: |kernel BUG at |BUG: unable to handle|"
@@ -198,7 +201,7 @@ def _proven_spin(
     if last.run_state != "running" or not _second_source_agrees(observation, found):
         return None
     summary = (
-        f"{found.count:,} faults on gfn {found.gfn:#x} in {last.at:.1f} s, "
+        f"{found.count:,} faults on gfn {found.gfn:#x} in {last.at - found.since:.1f} s, "
         f"task at {found.rip or observation.probe.rip:#x} never moved{remark}"
     )
     evidence = (
@@ -227,10 +230,11 @@ def _stall(observation: Observation) -> Verdict | None:
     if observation.probe.outcome is not None or len(quiet) < STALL_SAMPLES:
         return None
     share = cpu_share(observation, quiet)
-    answered = any(sample.guest_answers for sample in quiet)
     running = all(sample.run_state == "running" for sample in quiet)
-    if share >= IDLE_SHARE or not answered or not running:
+    if share >= IDLE_SHARE or not observation.guest_answers or not running:
         return None
+    if observation.probe.ended:
+        return None  # whoever is gone does not sleep
     seconds = quiet[-1].at - quiet[0].at
     summary = (
         f"no fault and no progress in {seconds:.1f} s, task at {observation.probe.rip:#x} asleep"
@@ -257,12 +261,21 @@ def _outcome(observation: Observation) -> Verdict | None:
     match outcome.kind:
         case "value":
             return _value(observation, outcome, evidence)
-        case "signal":
+        case "signal" if _host_saw_the_access(observation):
             return _signal(observation, outcome, evidence)
-        case "errno" if outcome.value > 0:
+        case "errno" if outcome.value > 0 and _host_saw_the_access(observation):
             return Verdict(VerdictKind.TASK_ERROR, _errno_name(outcome.value), evidence)
         case _:
             return None  # not a word of the probe's language
+
+
+def _host_saw_the_access(observation: Observation) -> bool:
+    """Whether the host took a fault for it, where it must.
+
+    Truncation takes the page out of the guest (KVM's mmu notifier), so no task can have touched
+    it since without one.
+    """
+    return observation.scenario.fault not in BY_HOST or has_faulted(observation)
 
 
 def _signal(
@@ -321,7 +334,8 @@ def _probe_line(observation: Observation) -> str:
     outcome = observation.probe.outcome
     last = observation.probe.steps[-1] if observation.probe.steps else "nothing"
     if outcome is None:
-        return f"probe: no outcome, last step: {last}"
+        gone = ", and it is gone" if observation.probe.ended else ""
+        return f"probe: no outcome, last step: {last}{gone}"
     return f"probe: {outcome.kind} {outcome.value:#x}, last step: {last}"
 
 
@@ -335,9 +349,8 @@ def _registers_line(observation: Observation) -> str:
 
 
 def _liveness(observation: Observation) -> Iterator[str]:
-    asked = [s for s in observation.samples if s.at > 0 and s.guest_answers is not None]
-    if asked:
-        yield f"guest: {'answers' if asked[-1].guest_answers else 'does not answer'} over SSH"
+    if observation.guest_answers is not None:
+        yield f"guest: {'answers' if observation.guest_answers else 'does not answer'} over SSH"
 
 
 def _seen(observation: Observation) -> str:
@@ -348,6 +361,8 @@ def _seen(observation: Observation) -> str:
         parts.append(f"run state {last.run_state or 'unknown'}")
         parts.append(f"vCPU threads at {cpu_share(observation):.0%} of a core")
     growth = sorted(frame_growth(observation), key=lambda f: f.count, reverse=True)[:3]
+    if not growth:
+        parts.append("no fault at all on the host (does it count in another PID namespace?)")
     parts += [f"{f.count:,} faults on gfn {f.gfn:#x} from rip {f.rip:#x}" for f in growth]
     if observation.expected_gfn is not None:
         parts.append(f"expected gfn {observation.expected_gfn:#x}")

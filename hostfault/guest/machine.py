@@ -13,7 +13,6 @@ from hostfault.model import Scenario
 NAME = "qemu"  # of the child, for the agent
 CONSOLE = "guest-console.log"  # in the agent's directory
 READY = "HOSTFAULT-GUEST READY"
-PANIC_WORDS = ("Kernel panic", "Oops", "BUG: ")
 MEMORY = 256  # MiB
 
 # What makes it boot fast under emulation; oops=panic makes pvpanic tell.

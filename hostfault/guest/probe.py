@@ -6,6 +6,7 @@ verdict of a spin.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from hostfault.deadline import Deadline
@@ -19,6 +20,7 @@ class Probe:
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
+        self._ended = False
 
     def arm(self, deadline: Deadline) -> None:
         """Wait until it has touched the page once and waits for the word."""
@@ -28,18 +30,16 @@ class Probe:
         """Give the word: the next thing that the probe does is the access."""
         self._talk.say("go")
 
-    def listen(self, seconds: float) -> None:
-        """Take in what it says, for ``seconds`` at most."""
-        if not self.report().outcome:
-            self._talk.listen(seconds)
+    def listen(self, seconds: float) -> bool:
+        """Take in what it says, for ``seconds`` at most; False if nothing more is to come."""
+        if not self._ended and not self.report().outcome:
+            self._ended = not self._talk.listen(seconds)
+            return not self._ended
+        return False
 
     def report(self) -> ProbeReport:
         """What it has said so far."""
-        return parse(self._talk.text)
-
-    def close(self) -> None:
-        """Hang up."""
-        self._talk.close()
+        return dataclasses.replace(parse(self._talk.text), ended=self._ended)
 
 
 def start(guest: Shell, path: str, offset: int, length: int, access: Access, stored: int) -> Probe:

@@ -80,10 +80,6 @@ class Talk:
         """Whether it has said something that was not taken in yet."""
         return self._channel.recv_ready()
 
-    def close(self) -> None:
-        """Hang up."""
-        self._channel.close()
-
 
 def steps(text: str) -> list[dict[str, Any]]:
     """The steps in what a program said; a line that is not complete yet is left out."""

@@ -37,7 +37,6 @@ WHOLE = Observation(
             vcpu_stats={"pf_taken": 10, "guest_mode": False},
             vcpu_seconds=0.25,
             run_state="running",
-            guest_answers=True,
         ),
     ),
     events=(Event("STOP", 0.5), Event("RESET", 0.6, {"guest": True}, host=True)),

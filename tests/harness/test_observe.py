@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from hostfault.errors import ConnectionLostError
+from hostfault.errors import ConnectionLostError, MissingCapabilityError
 from hostfault.guest.probe import Probe, parse
-from hostfault.host.place import HOST_CALLS, Place
+from hostfault.host.place import AGENT_CALLS, Place
 from hostfault.model import Access, Ended, Event, Fault, Scenario, VerdictKind
-from hostfault.observe import Armed, observe
+from hostfault.observe import Armed, observe, vcpu_stats
 from hostfault.verdict import final_verdict
 
 SCENARIO = Scenario("virtiofs-dax", Fault.ZERO, Access.LOAD, async_pf=True)
@@ -26,6 +26,7 @@ class PretendedAgent:
     def __init__(
         self, answers: int = 10**6, qemu_code: int | None = None, faults: int = 100
     ) -> None:
+        self.events = ["kvm_page_fault"]
         self.faults = faults  # from one sample to the next
         self.answers = answers
         self.samples = 0
@@ -53,7 +54,7 @@ class PretendedAgent:
         return {}
 
     def trace(self) -> list[str]:
-        return []
+        return self.events
 
     def read(self, *_: object, **__: object) -> tuple[str, int]:
         return "", 0
@@ -77,6 +78,9 @@ class PretendedQemu:
     def events(self) -> tuple[Event, ...]:
         return ()
 
+    def wait_changed(self, _seconds: float) -> None:
+        return
+
 
 class PretendedMachine:
     """An emulated host of which QEMU says that it runs."""
@@ -99,8 +103,8 @@ class PretendedProbe:
     def report(self) -> Any:
         return parse(ARMED)
 
-    def listen(self, _seconds: float) -> None:
-        return
+    def listen(self, _seconds: float) -> bool:
+        return True
 
 
 class PretendedGuest:
@@ -114,12 +118,15 @@ def case(
     agent: PretendedAgent,
     probe: PretendedProbe | None = None,
     machine: PretendedMachine | None = None,
+    *,
+    host_answers: bool = False,
 ) -> tuple[Place, Armed]:
     place = Place(
         cast("Any", agent),
         cast("Any", PretendedQemu()),
         cast("Any", PretendedGuest()),
         cast("Any", machine),
+        host_answers=lambda: host_answers,
     )
     return place, Armed(cast("Probe", probe or PretendedProbe()), GFN)
 
@@ -134,7 +141,29 @@ def test_a_spin_is_recorded_until_it_is_proven() -> None:
     verdict = final_verdict(observation)
     assert verdict.kind is VerdictKind.SPIN
     assert observation.samples[0].at <= 0
-    assert observation.samples[-1].guest_answers is False
+    assert observation.guest_answers is False
+
+
+def test_what_comes_after_the_proof_does_not_undo_it() -> None:
+    agent = PretendedAgent(answers=2)  # the sample before the touch, and the one that proves it
+    place, armed = case(agent, machine=PretendedMachine(), host_answers=True)
+    observation = observe(place, SCENARIO, armed, nothing)
+    assert len(observation.samples) == 2
+    assert final_verdict(observation).kind is VerdictKind.SPIN
+
+
+def test_a_host_that_cannot_count_is_a_missing_capability() -> None:
+    agent = PretendedAgent()
+    agent.events = ["kvm_async_pf_ready"]
+    place, armed = case(agent)
+    with pytest.raises(MissingCapabilityError, match=r"tracing: .* cannot count kvm_page_fault"):
+        observe(place, SCENARIO, armed, nothing)
+
+
+def test_an_agent_that_is_gone_from_a_host_that_lives_is_trouble_and_no_verdict() -> None:
+    place, armed = case(PretendedAgent(answers=1), machine=PretendedMachine(), host_answers=True)
+    with pytest.raises(ConnectionLostError, match="sample"):
+        observe(place, SCENARIO, armed, nothing)
 
 
 def test_an_emulated_host_that_does_not_answer_is_a_host_death() -> None:
@@ -142,7 +171,7 @@ def test_an_emulated_host_that_does_not_answer_is_a_host_death() -> None:
     place, armed = case(agent, machine=PretendedMachine())
     verdict = final_verdict(observe(place, SCENARIO, armed, nothing))
     assert verdict.kind is VerdictKind.HOST_DEATH
-    assert agent.hellos == 1 + HOST_CALLS  # the first one asked for the release
+    assert agent.hellos == 1 + AGENT_CALLS  # the first one asked for the release
 
 
 def test_a_fault_that_kills_the_host_is_a_host_death() -> None:
@@ -159,7 +188,7 @@ def test_a_fault_that_kills_the_host_is_a_host_death() -> None:
 
 
 def test_a_local_agent_that_does_not_answer_is_trouble_and_no_verdict() -> None:
-    place, armed = case(PretendedAgent(answers=1))
+    place, armed = case(PretendedAgent(answers=1), host_answers=True)
     with pytest.raises(ConnectionLostError, match="sample"):
         observe(place, SCENARIO, armed, nothing)
 
@@ -181,3 +210,15 @@ def test_a_probe_that_is_lost_while_all_else_lives_is_trouble_and_no_verdict() -
     place, armed = case(PretendedAgent(faults=0), PretendedProbe(gone))
     with pytest.raises(ConnectionLostError, match="the probe is gone"):
         observe(place, SCENARIO, armed, nothing)
+
+
+def test_the_statistics_of_all_vcpus_are_added_up() -> None:
+    class Qemu(PretendedQemu):
+        def execute(self, command: str, *_: object) -> Any:
+            assert command == "query-stats"
+            stats = [{"name": "pf_taken", "value": 5}, {"name": "guest_mode", "value": True}]
+            return [{"stats": stats}, {"stats": [{"name": "pf_taken", "value": 7}]}]
+
+    place, _ = case(PretendedAgent())
+    place.recorder = cast("Any", Qemu())
+    assert vcpu_stats(place) == {"pf_taken": 12}

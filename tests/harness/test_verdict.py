@@ -151,6 +151,16 @@ def test_a_task_that_faults_from_two_places_moves() -> None:
     assert judge(observed(sample(-0.1), sample(0.1, *faults))) is None
 
 
+def test_a_stray_fault_from_elsewhere_only_moves_the_start_of_the_count() -> None:
+    stray = GFN, 0xFFFFFFFF81000000, 1
+    samples = [sample(-0.1), sample(0.1, stray, (GFN, RIP, 40))]
+    few = observed(*samples, sample(0.2, stray, (GFN, RIP, 40 + FEW)))
+    assert judge(few) is None
+    verdict = judge(observed(*samples, sample(0.2, stray, (GFN, RIP, 40 + MANY))))
+    assert verdict is not None
+    assert verdict.summary == "64 faults on gfn 0xf8000 in 0.1 s, task at 0x4019d6 never moved"
+
+
 def test_faults_from_an_instruction_that_the_probe_did_not_name_decide_only_at_the_deadline() -> (
     None
 ):
@@ -259,6 +269,16 @@ def test_a_signal_for_the_touched_page_is_a_task_error() -> None:
 
 def test_a_signal_from_the_touching_instruction_needs_no_address() -> None:
     assert kind_of(quiet(Outcome("signal", 11, 0x80, 0, RIP))) is VerdictKind.TASK_ERROR
+
+
+@pytest.mark.parametrize(
+    "outcome", [Outcome("signal", SIGBUS, BUS_ADRERR, ADDRESS, RIP), Outcome("errno", 5)]
+)
+def test_an_error_for_an_access_that_the_host_never_saw_is_not_believed(outcome: Outcome) -> None:
+    calm = sample(-0.1), sample(0.1), sample(0.2)
+    assert judge(observed(*calm, outcome=outcome)) is None
+    by_the_guest = observed(*calm, outcome=outcome, fault=Fault.GUEST)
+    assert kind_of(by_the_guest) is VerdictKind.TASK_ERROR
 
 
 def test_a_signal_from_elsewhere_is_not_the_answer_to_the_access() -> None:
@@ -380,12 +400,9 @@ def test_a_segfault_of_a_guest_task_is_no_death_of_the_guest() -> None:
 
 def asleep(**changes: Any) -> Observation:
     """Two faults, and then seconds of nothing."""
-    calm = [
-        sample(at, (GFN, RIP, 2), vcpu_seconds=10.0 + 0.01 * at, guest_answers=at == 6)
-        for at in range(1, 7)
-    ]
+    calm = [sample(at, (GFN, RIP, 2), vcpu_seconds=10.0 + 0.01 * at) for at in range(1, 7)]
     calm[2] = dataclasses.replace(calm[2], **changes)
-    return observed(sample(-0.1), *calm)
+    return observed(sample(-0.1), *calm, guest_answers=True)
 
 
 def test_a_task_that_sleeps_for_ever_is_a_stall_but_only_at_the_deadline() -> None:
@@ -396,10 +413,14 @@ def test_a_task_that_sleeps_for_ever_is_a_stall_but_only_at_the_deadline() -> No
 
 
 def test_a_guest_that_does_not_answer_is_not_a_stall() -> None:
-    silent = asleep()
-    samples = tuple(dataclasses.replace(s, guest_answers=False) for s in silent.samples)
     with pytest.raises(DeadlineError, match="guest: does not answer"):
-        final_verdict(dataclasses.replace(silent, samples=samples))
+        final_verdict(dataclasses.replace(asleep(), guest_answers=False))
+
+
+def test_a_probe_that_is_gone_is_not_a_stall() -> None:
+    gone = dataclasses.replace(asleep().probe, ended=True)
+    with pytest.raises(DeadlineError, match="no outcome, last step: going, and it is gone"):
+        final_verdict(dataclasses.replace(asleep(), probe=gone))
 
 
 def test_a_busy_vcpu_without_faults_is_not_a_stall() -> None:
@@ -419,8 +440,9 @@ def test_a_frame_that_still_faults_now_and_then_is_not_a_stall() -> None:
         final_verdict(
             observed(
                 sample(-0.1),
-                *[sample(at, vcpu_seconds=10.0, guest_answers=True) for at in (1, 2, 3, 4)],
-                sample(5, (GFN, RIP, 1), vcpu_seconds=10.0, guest_answers=True),
+                *[sample(at, vcpu_seconds=10.0) for at in (1, 2, 3, 4)],
+                sample(5, (GFN, RIP, 1), vcpu_seconds=10.0),
+                guest_answers=True,
             )
         )
 
