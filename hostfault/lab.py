@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -31,11 +30,11 @@ from hostfault.model import (
     Observation,
     Qemu,
     Scenario,
-    Verdict,
     to_json,
 )
 from hostfault.observe import arm, observe
 from hostfault.qemu import find_qemu, require_shared_memory_device
+from hostfault.seam import LabFacts, Run
 from hostfault.settings import Settings
 from hostfault.verdict import final_verdict
 
@@ -50,28 +49,6 @@ CACHE_LIMITS = {
     "host-images": 2 << 30,
     "kernels": 4 << 30,
 }
-
-
-@dataclass(frozen=True)
-class LabFacts:
-    """What a run stands on; the same for all its tests."""
-
-    host_kind: str  # "local" | "emulated"
-    host_reason: str  # why that one
-    host_kernel: Kernel | None  # None for a local host: it runs what it runs
-    host_release: str  # what `uname -r` says on the host
-    guest_kernel: Kernel
-    qemu: Qemu
-
-
-@dataclass(frozen=True)
-class Run:
-    """What came of one case."""
-
-    observation: Observation
-    verdict: Verdict
-    phases: Mapping[str, float]  # seconds, by name
-    cached: bool  # forked from a saved machine
 
 
 class Lab:

@@ -1,8 +1,12 @@
-"""What the plugin asks of a lab: hostfault/lab.py has the real one, the plugin's tests a fake."""
+"""What the plugin asks of a lab, and what it gets.
+
+hostfault/lab.py has the real one, the plugin's tests a fake.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -10,52 +14,26 @@ from typing import Protocol
 from hostfault.model import Kernel, Observation, Qemu, Scenario, Verdict
 
 
-class LabFacts(Protocol):
-    """What a run stands on, known before the first test."""
+@dataclass(frozen=True)
+class LabFacts:
+    """What a run stands on, known before the first test; the same for all its tests."""
 
-    @property
-    def host_kind(self) -> str:
-        """Where the KVM under test runs: "local" or "emulated"."""
-
-    @property
-    def host_reason(self) -> str:
-        """Why there, e.g. "no usable /dev/kvm: guest did not boot"."""
-
-    @property
-    def host_kernel(self) -> Kernel | None:
-        """The host's kernel; None for a local host."""
-
-    @property
-    def host_release(self) -> str:
-        """What `uname -r` says on the host."""
-
-    @property
-    def guest_kernel(self) -> Kernel:
-        """The guest's kernel."""
-
-    @property
-    def qemu(self) -> Qemu:
-        """The QEMU that runs the guest."""
+    host_kind: str  # where the KVM under test runs: "local" | "emulated"
+    host_reason: str  # why there, e.g. "no usable /dev/kvm: guest did not boot"
+    host_kernel: Kernel | None  # None for a local host: it runs what it runs
+    host_release: str  # what `uname -r` says on the host
+    guest_kernel: Kernel
+    qemu: Qemu  # the one that runs the guest
 
 
-class Run(Protocol):
+@dataclass(frozen=True)
+class Run:
     """One scenario, run and judged."""
 
-    @property
-    def observation(self) -> Observation:
-        """Everything recorded."""
-
-    @property
-    def verdict(self) -> Verdict:
-        """What it proves."""
-
-    @property
-    def phases(self) -> Mapping[str, float]:
-        """Seconds of each phase, in order."""
-
-    @property
-    def cached(self) -> bool:
-        """Whether it was forked from a saved machine."""
+    observation: Observation
+    verdict: Verdict
+    phases: Mapping[str, float]  # seconds of each phase, in order
+    cached: bool  # forked from a saved machine
 
 
 class Lab(Protocol):

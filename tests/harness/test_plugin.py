@@ -20,29 +20,14 @@ HERE = Path(__file__).parent
 REAL_TESTS = HERE.parent / "dax"
 
 CONFTEST = f"""
-import contextlib, dataclasses, json, pathlib
-import pytest
+import dataclasses, json, pathlib
 from hostfault import errors
 from hostfault.model import Kernel, Qemu, Verdict, VerdictKind, observation_from_json
+from hostfault.seam import LabFacts, Run
 pytest_plugins = ["hostfault.plugin"]
 OBSERVATIONS = pathlib.Path({str(HERE / "observations")!r})
 STOCK = Kernel("7.3", "7.3.4+deb13-cloud-amd64", pathlib.Path("k"), pathlib.Path("m"), True)
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    host_kind: str = "emulated"
-    host_reason: str = "no usable /dev/kvm: absent"
-    host_kernel: object = STOCK
-    host_release: str = STOCK.release
-    guest_kernel: object = STOCK
-    qemu: object = Qemu("image", "11.1.3", ("qemu",), ())
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    observation: object
-    verdict: object
-    phases: dict
-    cached: bool = False
+QEMU = Qemu("image", "11.1.3", ("qemu",), ())
 
 class FakeLab:
     kernel = STOCK
@@ -58,7 +43,8 @@ class FakeLab:
         self.say("building the moon")
         if self.trouble:
             raise self.trouble
-        return Facts(host_kernel=self.kernel)
+        reason = "no usable /dev/kvm: absent"
+        return LabFacts("emulated", reason, self.kernel, STOCK.release, STOCK, QEMU)
     def run(self, scenario, folder):
         self.say("booting the guest")
         if isinstance(self.verdict, BaseException):
@@ -66,7 +52,7 @@ class FakeLab:
         path = OBSERVATIONS / "spin.apf-7.3.4.json"
         observation = observation_from_json(json.loads(path.read_text()))
         verdict = Verdict(VerdictKind(self.verdict), "64 faults on gfn 0xf8000", ("proof",))
-        return Run(observation, verdict, {{"guest boot": 4.5}})
+        return Run(observation, verdict, {{"guest boot": 4.5}}, cached=False)
 
 def pytest_hostfault_lab(settings, say):
     return FakeLab(say)

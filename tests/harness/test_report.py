@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from hostfault.model import (
     Access,
     Fault,
     Kernel,
-    Observation,
     Qemu,
     Scenario,
     Verdict,
@@ -29,6 +27,7 @@ from hostfault.report import artifacts
 from hostfault.report.artifacts import Artifacts, write_json
 from hostfault.report.record import Record, failure, properties, verdict_json
 from hostfault.report.table import Row, header, render
+from hostfault.seam import LabFacts, Run
 from hostfault.settings import Settings
 
 OBSERVATION = observation_from_json(
@@ -38,32 +37,14 @@ STOCK = Kernel("7.3", "7.3.4+deb13-cloud-amd64", Path("/k/bzImage"), Path("/k/mo
 QEMU = Qemu("image", "11.1.3", ("qemu",), ())
 SPIN = Verdict(VerdictKind.SPIN, "64 faults on gfn 0xf8000", ("tracepoint: 64", "stats: 65"))
 CASE = Scenario("virtiofs-dax", Fault.ZERO, Access.LOAD, async_pf=True)
-
-
-@dataclass(frozen=True)
-class Facts:
-    host_kind: str = "emulated"
-    host_reason: str = "no usable /dev/kvm: absent"
-    host_kernel: Kernel | None = STOCK
-    host_release: str = STOCK.release
-    guest_kernel: Kernel = STOCK
-    qemu: Qemu = QEMU
-
-
-@dataclass(frozen=True)
-class FakeRun:
-    observation: Observation = OBSERVATION
-    verdict: Verdict = SPIN
-    phases: dict[str, float] = dataclasses.field(default_factory=lambda: {"guest boot": 4.8123})
-    cached: bool = True
+FACTS = LabFacts("emulated", "no usable /dev/kvm: absent", STOCK, STOCK.release, STOCK, QEMU)
+RUN = Run(OBSERVATION, SPIN, {"guest boot": 4.8123}, cached=True)
 
 
 def record(verdict: Verdict = SPIN, settings: Settings | None = None) -> Record:
     issue = known.match(known.load(), STOCK, CASE)
-    settings = settings or Settings()
-    return Record(
-        "t.py::t[x]", CASE, Facts(), settings, FakeRun(verdict=verdict), issue, Path("/a/t-x")
-    )
+    run = dataclasses.replace(RUN, verdict=verdict)
+    return Record("t.py::t[x]", CASE, FACTS, settings or Settings(), run, issue, Path("/a/t-x"))
 
 
 # --- artifacts ---
@@ -234,13 +215,13 @@ ROWS = [
 
 
 def test_the_header_says_which_host_and_why() -> None:
-    assert header(Facts()) == (
+    assert header(FACTS) == (
         "host: emulated, Debian 7.3.4+deb13-cloud-amd64, QEMU 11.1.3   (no usable /dev/kvm: absent)"
     )
 
 
 def test_the_header_names_a_guest_kernel_that_differs() -> None:
-    facts = Facts(host_kind="local", host_kernel=None, host_release="6.5.0-own", host_reason="")
+    facts = LabFacts("local", "", None, "6.5.0-own", STOCK, QEMU)
     assert header(facts) == ("host: local, 6.5.0-own, QEMU 11.1.3, guest 7.3.4+deb13-cloud-amd64")
 
 
