@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from hostfault.errors import LaunchError, MissingCapabilityError, UsageError
@@ -23,7 +24,8 @@ def find_qemu(choice: str, host_image: HostImage | None) -> Qemu:
     """The QEMU that ``choice`` names: ``image``, ``system`` or a path to a binary.
 
     ``image`` is the host image's QEMU, run by the image's own loader. Raises
-    :class:`UsageError` if there is no such QEMU, :class:`LaunchError` if it does not start.
+    :class:`UsageError` if there is no such QEMU or what was named is none, :class:`LaunchError`
+    if the image's does not start.
     """
     environment: tuple[tuple[str, str], ...] = ()
     if choice == "image":
@@ -36,7 +38,13 @@ def find_qemu(choice: str, host_image: HostImage | None) -> Qemu:
         argv = (_from_path(choice, f"--qemu {choice}"),)
     else:
         raise UsageError(f"--qemu {choice}: give image, system, or a path with a slash in it")
-    return Qemu(choice, _version(argv, environment), argv, environment)
+    qemu = Qemu(choice, "not known yet", argv, environment)
+    try:
+        return replace(qemu, version=_version(qemu))
+    except LaunchError as error:
+        if choice == "image":
+            raise
+        raise UsageError(f"--qemu {choice}: not a QEMU that runs here\n{error}") from error
 
 
 def _of_image(root: Path) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
@@ -60,9 +68,9 @@ def environment_of(qemu: Qemu) -> dict[str, str]:
     return {**os.environ, **dict(qemu.env)}
 
 
-def _version(argv: tuple[str, ...], environment: tuple[tuple[str, str], ...]) -> str:
-    line = [*argv, "--version"]
-    said = run(line, what="QEMU", timeout=_START_PATIENCE, env={**os.environ, **dict(environment)})
+def _version(qemu: Qemu) -> str:
+    line = [*qemu.argv, "--version"]
+    said = run(line, what="QEMU", timeout=_START_PATIENCE, env=environment_of(qemu))
     match = _VERSION.search(said)
     if match is None:
         raise LaunchError("QEMU names no version: is this QEMU? It", line, 0, said)

@@ -83,20 +83,32 @@ def test_no_system_qemu_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None
         find_qemu("system", None)
 
 
-def test_a_qemu_that_dies_at_start_shows_its_last_words(tmp_path: Path) -> None:
-    program = tmp_path / "qemu"
-    program.write_text("#!/bin/sh\necho libfoo.so: cannot open >&2\nexit 127\n")
-    program.chmod(0o755)
-    with pytest.raises(LaunchError, match="cannot open") as caught:
+def dying(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\necho libfoo.so: cannot open >&2\nexit 127\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_named_qemu_that_dies_at_start_shows_its_last_words(tmp_path: Path) -> None:
+    program = dying(tmp_path / "qemu")
+    with pytest.raises(UsageError, match=r"not a QEMU that runs here\n(?s:.*)cannot open"):
         find_qemu(str(program), None)
+
+
+def test_the_images_qemu_that_dies_at_start_is_nobodys_choice(tmp_path: Path) -> None:
+    dying(tmp_path / "root/lib64/ld-linux-x86-64.so.2")
+    with pytest.raises(LaunchError, match="cannot open") as caught:
+        find_qemu("image", HostImage("key", tmp_path / "disk", tmp_path / "root"))
     assert caught.value.code == 127
 
 
-def test_a_program_that_is_no_qemu_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", ["", "hello"])
+def test_a_program_that_is_no_qemu_is_refused(tmp_path: Path, words: str) -> None:
     program = tmp_path / "qemu"
-    program.write_text("#!/bin/sh\necho hello\n")
+    program.write_text(f"#!/bin/sh\necho {words}\n")
     program.chmod(0o755)
-    with pytest.raises(LaunchError, match="is this QEMU"):
+    with pytest.raises(UsageError, match=r"--qemu .*: not a QEMU(?s:.*)is this QEMU"):
         find_qemu(str(program), None)
 
 
