@@ -13,12 +13,12 @@ from types import TracebackType
 
 from hostfault.cache import Cache, default_cache
 from hostfault.deadline import now
-from hostfault.errors import UsageError
+from hostfault.errors import MissingCapabilityError, UsageError
 from hostfault.host.emulated import EmulatedHost, payload, sweep_short_directories
 from hostfault.host.local import LocalHost
 from hostfault.host.machine import MachineSpec
 from hostfault.host.place import Host, Place, Stopwatch, keep_logs
-from hostfault.host.usable import why_not
+from hostfault.host.usable import why_no_tracing, why_not
 from hostfault.identity import Identity, identity
 from hostfault.image import guest_image, host_image, host_initramfs
 from hostfault.kernel import resolve
@@ -172,17 +172,34 @@ class Lab:
                 "--host-kernel needs an emulated host: a local one runs the kernel that it runs. "
                 "Leave out --host local, or --host-kernel"
             )
+        if "kvm" in self._settings.require and (wanted == "emulated" or self._settings.host_kernel):
+            raise UsageError(
+                "--require kvm wants this machine's own kernel to be tested: "
+                "leave it out, or --host emulated and --host-kernel"
+            )
         if wanted == "emulated":
             return self._emulated(), "asked for with --host emulated"
         if self._settings.host_kernel:
             return self._emulated(), "--host-kernel boots in one"
-        unusable = self._why_not_kvm()
-        if not unusable:
+        missing = self._missing_for_local()
+        if missing is None:
             return self._local(), "a guest boots on /dev/kvm"
+        if wanted == "local" and missing.capability == "kvm":
+            raise UsageError(f"--host local: {missing.reason}; --host emulated needs no KVM")
         if wanted == "local":
-            raise UsageError(f"--host local: {unusable}; --host emulated needs no KVM")
-        return self._emulated(), f"no usable /dev/kvm: {unusable}"
+            raise missing
+        if "kvm" in self._settings.require:
+            raise MissingCapabilityError("kvm", missing.reason)
+        return self._emulated(), missing.reason
 
+    def _missing_for_local(self) -> MissingCapabilityError | None:
+        """What this machine lacks to be a local host; None if it will do."""
+        if self._why_not_kvm:
+            return MissingCapabilityError("kvm", f"no usable /dev/kvm: {self._why_not_kvm}")
+        untraceable = why_no_tracing()
+        return MissingCapabilityError("tracing", untraceable) if untraceable else None
+
+    @cached_property
     def _why_not_kvm(self) -> str:
         self._say("trying to boot a guest on /dev/kvm")
         return why_not(self._qemu, self._guest_kernel, self._guest_image, self._cache)
@@ -207,7 +224,7 @@ class Lab:
             image=self._host_image,
             kernel=self._host_kernel,
             initramfs=initramfs,
-            accelerator="kvm" if _nesting() and not self._why_not_kvm() else "tcg",
+            accelerator="kvm" if _nesting() and not self._why_not_kvm else "tcg",
         )
         return EmulatedHost(spec, self._identity, self._cache, self._say)
 

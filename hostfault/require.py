@@ -11,11 +11,17 @@ from hostfault.errors import MissingCapabilityError, UsageError
 
 CAPABILITIES: Mapping[str, str] = {
     "shared-memory-device": "a QEMU of 11.1 or newer, built with vhost-user-test-device-pci",
+    "tracing": "on a local host: tracefs, mounted, and the right to count KVM's tracepoints",
+    "kvm": "that this machine's own kernel is tested, not one in an emulated host",
 }
 """The names that ``--require`` takes, and what each of them stands for."""
 
 ALL = "all"
-"""Under ``--require all`` no test may be skipped for a missing capability."""
+"""Under ``--require all`` no test may be skipped for a missing capability.
+
+For want of ``kvm`` none is skipped: the kernel under test runs in an emulated host instead. So
+that one has to be named.
+"""
 
 
 def check_names(required: Collection[str]) -> None:

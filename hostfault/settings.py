@@ -70,7 +70,8 @@ def add_options(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="CAPABILITY",
-        help="fail, not skip, where this capability is missing; may be repeated; 'all' is all",
+        help="fail, not skip, where this capability is missing; may be repeated; 'all': no test "
+        "may be skipped; 'kvm': this machine's own kernel is tested, or none",
     )
     group.addoption(
         "--no-known-issues",

@@ -1,4 +1,4 @@
-"""Whether this machine's /dev/kvm is of use, found out by booting a guest on it.
+"""Whether this machine will do as a local host: a /dev/kvm that is of use, and tracing.
 
 A /dev/kvm can answer every ioctl and still run no stock kernel (facts.md), so nothing less than
 the guest's init counts.
@@ -17,19 +17,29 @@ from hostfault.deadline import Deadline
 from hostfault.errors import DeadlineError, HostfaultError, LaunchError
 from hostfault.guest.machine import COMMAND_LINE, READY
 from hostfault.host.emulated import short_directory
+from hostfault.hostside.tracing import TRACEFS, Tracer
 from hostfault.model import GuestImage, Kernel, Qemu
 from hostfault.process import spawn, tail
+from hostfault.qemu import environment_of
 from hostfault.qmp import Recorder
 
 DEVICE = Path("/dev/kvm")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+LOG = 1 << 16  # bytes that hold the whole of QEMU's log: its command and one dump of registers
 PATIENCE = 60.0  # seconds for a guest to boot; real hardware takes two
+USELESS = "KVM internal error"  # QEMU's words for a KVM that cannot run the guest's code
+_DUMP = re.compile(r"[A-Z]\w* *=|extra data\[")  # registers, which QEMU prints below its words
+
+
+class _PassingTroubleError(Exception):
+    """The guest did not boot, but might another time; the message is the reason."""
 
 
 def why_not(qemu: Qemu, kernel: Kernel, image: GuestImage, cache: Cache) -> str:
     """The reason why no guest boots on /dev/kvm, or "" if one does.
 
-    The answer is kept per boot of this machine, guest kernel and QEMU.
+    What cannot change is kept per boot of this machine, guest kernel and QEMU: that a guest
+    boots, or that this KVM cannot run its code. Want of memory or time is asked about anew.
     """
     if not DEVICE.exists():
         return "there is no /dev/kvm: load kvm_intel or kvm_amd, and switch on VT-x or SVM"
@@ -37,18 +47,44 @@ def why_not(qemu: Qemu, kernel: Kernel, image: GuestImage, cache: Cache) -> str:
         return "/dev/kvm is there, but forbidden to this user: join the group kvm, or use sudo"
     key = key_of(
         {
+            "layout": "2",  # of the entry, and which answers are kept
             "boot": BOOT_ID.read_text(),
             "kernel": kernel.image,
             "image": image.key,
             "qemu": " ".join(qemu.argv) + qemu.version,
         }
     )
-    entry = cache.obtain("kvm-probe", key, lambda place: _record(place, qemu, kernel, image))
+    try:
+        entry = cache.obtain("kvm-probe", key, lambda place: _record(place, qemu, kernel, image))
+    except _PassingTroubleError as trouble:
+        return str(trouble)
     return (entry / "reason").read_text()
 
 
+def why_no_tracing(tracefs: Path = TRACEFS) -> str:
+    """The reason why KVM's tracepoints cannot be counted on this machine, or "" if they can.
+
+    Found out by counting them for a moment.
+    """
+    tracer = Tracer(f"hostfault-probe-{os.getpid()}", tracefs)
+    try:
+        tracer.start()
+    except PermissionError:
+        return "only root may count KVM's tracepoints: use sudo for the local host"
+    except FileNotFoundError:
+        return f"tracefs is not there: as root, mount -t tracefs tracefs {tracefs}"
+    except OSError as error:
+        return f"KVM's tracepoints cannot be counted (does the kernel have HIST_TRIGGERS?): {error}"
+    finally:
+        tracer.stop()
+    return ""
+
+
 def _record(place: Path, qemu: Qemu, kernel: Kernel, image: GuestImage) -> None:
-    (place / "reason").write_text(_try(place, qemu, kernel, image))
+    reason = _try(place, qemu, kernel, image)
+    if reason and USELESS not in reason:
+        raise _PassingTroubleError(reason)
+    (place / "reason").write_text(reason)
 
 
 def _try(place: Path, qemu: Qemu, kernel: Kernel, image: GuestImage) -> str:
@@ -66,8 +102,7 @@ def _try(place: Path, qemu: Qemu, kernel: Kernel, image: GuestImage) -> str:
             *("-chardev", f"socket,id=qmp,path={directory}/qmp,server=on,wait=off"),
             *("-mon", "chardev=qmp,mode=control"),
         ]
-        env = {**os.environ, **dict(qemu.env)}
-        child = stack.enter_context(spawn(argv, log=log, env=env, grace=0.0))
+        child = stack.enter_context(spawn(argv, log=log, env=environment_of(qemu), grace=0.0))
 
         def alive() -> None:
             if child.poll() is not None:
@@ -78,7 +113,7 @@ def _try(place: Path, qemu: Qemu, kernel: Kernel, image: GuestImage) -> str:
             recorder.execute("cont")
             _wait(recorder, console, Deadline(PATIENCE, "a guest to boot on /dev/kvm"), alive)
         except HostfaultError as error:
-            return f"guest did not boot: {_words(tail(log)) or _first_line(error)}"
+            return f"guest did not boot: {_words(tail(log, LOG)) or _first_line(error)}"
     return ""
 
 
@@ -96,7 +131,7 @@ def _wait(recorder: Recorder, console: Path, deadline: Deadline, alive: Callable
 def _words(text: str) -> str:
     """QEMU's own reason, on one line: "KVM internal error. Suberror: 1, emulation failure"."""
     lines = [line.strip() for line in text.splitlines() if not line.startswith("$ ")]
-    telling = [line for line in lines if re.match(r"KVM|emulation|.*(could not|failed)", line)]
+    telling = [line for line in lines if line and "warning:" not in line and not _DUMP.match(line)]
     return ", ".join(telling[:2])[:200]
 
 

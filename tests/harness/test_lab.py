@@ -9,7 +9,7 @@ import pytest
 
 from hostfault import lab as lab_module
 from hostfault.cache import Cache
-from hostfault.errors import UsageError
+from hostfault.errors import MissingCapabilityError, UsageError
 from hostfault.host import emulated
 from hostfault.host.emulated import EmulatedHost
 from hostfault.identity import Identity
@@ -38,8 +38,11 @@ def lab(
     *,
     kvm: bool,
     nesting: bool = False,
+    tracing: bool = True,
 ) -> Lab:
     reason = "" if kvm else "guest did not boot: KVM internal error"
+    untraceable = "" if tracing else "only root may: use sudo for the local host"
+    monkeypatch.setattr(lab_module, "why_no_tracing", lambda: untraceable)
     monkeypatch.setattr(lab_module, "why_not", lambda *_: reason)
     monkeypatch.setattr(lab_module, "_nesting", lambda: nesting)
     monkeypatch.setattr(lab_module, "host_initramfs", lambda *_: Path("/h/initramfs"))
@@ -59,7 +62,56 @@ def test_auto_is_emulated_where_none_boots_and_says_why(
     facts = lab(monkeypatch, tmp_path, Settings(), kvm=False).facts()
     assert facts.host_kind == "emulated"
     assert facts.host_kernel == KERNEL
-    assert "KVM internal error" in facts.host_reason
+    assert facts.host_reason == "no usable /dev/kvm: guest did not boot: KVM internal error"
+
+
+def test_auto_is_emulated_for_a_person_who_may_not_trace_and_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    facts = lab(monkeypatch, tmp_path, Settings(), kvm=True, tracing=False).facts()
+    assert facts.host_kind == "emulated"
+    assert facts.host_reason == "only root may: use sudo for the local host"
+
+
+def test_local_without_tracing_is_a_missing_capability(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(MissingCapabilityError, match="use sudo") as caught:
+        lab(monkeypatch, tmp_path, Settings(host="local"), kvm=True, tracing=False).facts()
+    assert caught.value.capability == "tracing"
+
+
+@pytest.mark.parametrize(("kvm", "tracing"), [(False, True), (True, False)])
+def test_who_requires_kvm_gets_no_emulated_host_instead(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kvm: bool, tracing: bool
+) -> None:
+    settings = Settings(require=("kvm",))
+    with pytest.raises(MissingCapabilityError) as caught:
+        lab(monkeypatch, tmp_path, settings, kvm=kvm, tracing=tracing).facts()
+    assert caught.value.capability == "kvm"
+
+
+def test_kvm_is_not_among_all_as_for_want_of_it_no_test_is_skipped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    facts = lab(monkeypatch, tmp_path, Settings(require=("all",)), kvm=False).facts()
+    assert facts.host_kind == "emulated"
+
+
+def test_who_requires_kvm_gets_the_local_host_where_it_works(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    facts = lab(monkeypatch, tmp_path, Settings(require=("kvm",)), kvm=True).facts()
+    assert facts.host_kind == "local"
+
+
+@pytest.mark.parametrize("settings", [{"host": "emulated"}, {"host_kernel": "6.1"}])
+def test_requiring_kvm_and_asking_for_an_emulated_host_contradict_each_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    wanted = Settings(require=("kvm",), **settings)
+    with pytest.raises(UsageError, match="this machine's own kernel"):
+        lab(monkeypatch, tmp_path, wanted, kvm=True).facts()
 
 
 @pytest.mark.parametrize(

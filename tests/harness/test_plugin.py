@@ -249,6 +249,13 @@ def test_a_required_capability_that_is_missing_is_an_error(
     result.stdout.fnmatch_lines(["--require shared-memory-device: QEMU 7.2 is too old"])
 
 
+def test_a_machine_without_kvm_where_it_is_required_is_an_error(suite: pytest.Pytester) -> None:
+    lab_that(suite, trouble="errors.MissingCapabilityError('kvm', 'no usable /dev/kvm: absent')")
+    result = suite.runpytest(*ONE, "--require", "kvm")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["--require kvm: no usable /dev/kvm: absent"])
+
+
 # --- what is left to read ---
 
 
