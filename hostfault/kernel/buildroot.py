@@ -31,6 +31,7 @@ _LAYOUT = "1"  # change it when this module makes the same package list into som
 _BAD_LINE = re.compile(
     r": (?:fatal )?error: |: error, |undefined reference to|^ERROR: |^ld: |\bld: error"
     r"|No space left on device|Killed signal|internal compiler error|^error: |\*\*\* "
+    r"|out of memory|memory exhausted|Cannot allocate memory"
 )
 _CONTEXT_LINE = re.compile(r"^\s+(?:\d+ )?\|")  # the source line and the caret below it
 
