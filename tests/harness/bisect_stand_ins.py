@@ -48,17 +48,29 @@ def kernel(name: str) -> Kernel:
 
 
 def compile_kernel(name: str, _cache: Cache) -> Kernel:
-    stock = not name.startswith("tree:")
-    if TROUBLE == "no compiler" or (
-        not stock and "not_written" in text_of(Path(name[5:]), "arch/x86/kvm/debugfs.c")
-    ):
+    """Compile the kernel of a tree; that of a package was compiled before."""
+    if name.startswith("tree:"):
+        _meet_compiler_trouble()
+    tree = name.removeprefix("tree:")
+    if tree != name and "not_written" in text_of(Path(tree), "arch/x86/kvm/debugfs.c"):
         words = "debugfs.c:3:8: error: implicit declaration of kvm_is_not_written_yet"
+        raise LaunchError("compiling KVM", ["make", "modules"], 2, words)
+    return kernel(name)
+
+
+def compile_afresh(name: str, _cache: Cache) -> dict[str, str]:
+    _meet_compiler_trouble()
+    return {"compiled": name}
+
+
+def _meet_compiler_trouble() -> None:
+    if TROUBLE == "no compiler":
+        words = "debugfs.c:3:8: error: what is a semicolon?"
         raise LaunchError("compiling KVM", ["make", "modules"], 2, words)
     if TROUBLE == "compiler killed":
         raise LaunchError("compiling KVM", ["make"], 2, "gcc: fatal error: Killed signal (9)")
     if TROUBLE == "compiler hangs":
         select.select([], [], [])
-    return kernel(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +144,8 @@ if __name__ == "__main__":
     command = sys.argv.pop(1)
     if command == "build":
         FORMS.insert(0, Form("tree:PATH", lambda _: True, compile_kernel))
-        build.main(sys.argv[1], Path(sys.argv[2]))
+        build.compile_afresh = compile_afresh
+        build.command(sys.argv[1:])
     else:
         run(
             Programs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,10 @@ from hostfault.bisect.decide import (
 )
 from hostfault.bisect.packages import Found, between, search
 from hostfault.bisect.results import read
+from hostfault.cache import Cache
 from hostfault.errors import CacheMissError, HostfaultError, LaunchError, SetupError, UsageError
+from hostfault.kernel.buildroot import BuildRoot, error_lines
+from hostfault.kernel.kvm_only import Base
 from hostfault.model import VerdictKind
 
 SPIN, OK, DEATH = VerdictKind.SPIN, VerdictKind.OK, VerdictKind.HOST_DEATH
@@ -199,6 +203,8 @@ def test_a_missing_or_broken_file_is_refused_with_its_name(tmp_path: Path) -> No
 
 # --- whose fault a build is ---
 
+QUOTED = '   12 |         pr_err("out of memory")'  # a line of the source, in the compiler's words
+
 
 @pytest.mark.parametrize(
     ("error", "blamed"),
@@ -206,6 +212,17 @@ def test_a_missing_or_broken_file_is_refused_with_its_name(tmp_path: Path) -> No
         (LaunchError("compiling", ["make"], 2, "x.c:1: error: no"), "does_not_build"),
         (LaunchError("compiling", ["make"], 2, "fatal error: Killed signal"), "trouble"),
         (LaunchError("compiling", ["make"], 2, "internal compiler error: x"), "trouble"),
+        (LaunchError("compiling", ["make"], 2, "collect2: fatal error: ld: [Killed]"), "trouble"),
+        (LaunchError("compiling", ["make"], 2, "make: *** [Makefile:1: x.o] Killed"), "trouble"),
+        (LaunchError("compiling", ["make"], 2, "make: *** [x.o] Error 137"), "trouble"),
+        (LaunchError("compiling", ["make"], 2, "cc1: out of memory allocating 9 bytes"), "trouble"),
+        (
+            LaunchError("compiling", ["make"], 2, "ld: final link failed: memory exhausted"),
+            "trouble",
+        ),
+        (LaunchError("compiling", ["make"], 2, "ccache: error: no such directory"), "trouble"),
+        (LaunchError("compiling", ["make"], 2, f"x.c:1: error: no\n{QUOTED}"), "does_not_build"),
+        (LaunchError("compiling", ["make"], 137, "x.c:1: error: no"), "trouble"),
         (LaunchError("compiling", ["make"], None, "still running"), "trouble"),
         (LaunchError("mmdebstrap", ["mmdebstrap"], 1, "no"), "trouble"),
         (SetupError("the disk is full"), "trouble"),
@@ -215,6 +232,78 @@ def test_a_missing_or_broken_file_is_refused_with_its_name(tmp_path: Path) -> No
 )
 def test_only_a_failed_make_is_the_commits_fault(error: HostfaultError, blamed: str) -> None:
     assert build.blame(error) == blamed
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cc1: out of memory allocating 65536 bytes after a total of 1081344 bytes",
+        "ld: final link failed: memory exhausted",
+        "sh: 1: cannot fork: Cannot allocate memory",
+        "ccache: error: failed to create temporary file",
+        "make[3]: *** [scripts/Makefile.build:287: x.o] Error 137",
+        "collect2: fatal error: ld terminated with signal 9 [Killed]",
+    ],
+)
+def test_what_the_machine_is_to_blame_for_is_among_the_lines_that_are_kept(line: str) -> None:
+    output = f"  CC x.o\n{line}\nmake: *** [Makefile:2: x.o] Error 1\n"
+    error = LaunchError("compiling", ["make"], 2, error_lines(output))
+    assert build.blame(error) == "trouble"
+
+
+# --- whether the machine can compile ---
+
+
+class Compiler:
+    """Stands in for the build root, and notes the ccache directories that it was given."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails = fails
+        self.ccaches: list[Path] = []
+
+    def __call__(self, tree: Path, root: BuildRoot, release: str) -> None:
+        assert (tree / "Makefile").read_text() == "of the base"
+        assert not root.ccache.exists()
+        self.ccaches.append(root.ccache)
+        if self.fails:
+            raise LaunchError("compiling", ["make"], 2, "x.c:1: error: no")
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    tree = tmp_path / "base"
+    tree.mkdir()
+    (tree / "Makefile").write_text("of the base")
+    base = Base("key", "7.3.4", tmp_path, tmp_path, tree)
+    root = BuildRoot("trixie", tmp_path, "", tmp_path / "shared-ccache")
+    compiler = Compiler()
+    monkeypatch.setattr(build, "packaged_base", lambda _entry, _cache: base)
+    monkeypatch.setattr(build, "build_root", lambda _cache, _suite: root)
+    monkeypatch.setattr(build, "compile_modules", compiler)
+    return compiler
+
+
+def test_what_was_compiled_before_does_not_prove_that_this_machine_can(
+    compiler: Compiler, tmp_path: Path
+) -> None:
+    cache = Cache(tmp_path / "cache")
+    for _ in range(2):
+        assert build.compile_afresh("7.3.4", cache) == {"compiled": "7.3.4"}
+    assert len(set(compiler.ccaches)) == 2
+    assert tmp_path / "shared-ccache" not in compiler.ccaches
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_proof_that_this_machine_can_compile_leaves_nothing(
+    compiler: Compiler, tmp_path: Path, fails: bool
+) -> None:
+    compiler.fails = fails
+    with suppress(LaunchError):
+        build.compile_afresh("7.3.4", Cache(tmp_path / "cache"))
+    assert len(compiler.ccaches) == 1
+    assert [each for each in (tmp_path / "cache").rglob("*") if each.is_dir()] == [
+        tmp_path / "cache" / build.COMPILED
+    ]
 
 
 # --- packaged kernels ---
