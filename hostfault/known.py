@@ -6,12 +6,12 @@ somebody built, nor the kernel of a local host, of which nobody can say where it
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hostfault.kernel.versions import Range, range_of, version_of
 from hostfault.model import Fault, Kernel, Scenario, VerdictKind
 
 KNOWN_ISSUES = Path(__file__).parents[1] / "kernels" / "known_issues.toml"
@@ -24,8 +24,7 @@ class KnownIssue:
     id: str
     summary: str
     reference: str  # where it was discussed
-    first: tuple[int, ...]  # first release that has it, e.g. (6, 1)
-    last: tuple[int, ...]  # last one; (7, 3) is every 7.3.y
+    kernels: Range  # the releases that have it
     verdict: VerdictKind  # what it makes of a test
     faults: frozenset[Fault]  # the faults that it concerns
 
@@ -44,8 +43,7 @@ def load(path: Path = KNOWN_ISSUES) -> tuple[KnownIssue, ...]:
             id=entry["id"],
             summary=entry["summary"],
             reference=entry["reference"],
-            first=_version(entry["kernels"]["first"]),
-            last=_version(entry["kernels"]["last"]),
+            kernels=range_of(entry["kernels"]),
             verdict=VerdictKind(entry["verdict"]),
             faults=frozenset(Fault(fault) for fault in entry["faults"]),
         )
@@ -62,19 +60,8 @@ def match(
     """
     if kernel is None or not kernel.packaged:
         return None
-    version = _version(kernel.release)
+    version = version_of(kernel.release)
     for issue in issues:
-        first, last = issue.first, issue.last
-        if scenario.fault in issue.faults and (
-            first <= version[: len(first)] and version[: len(last)] <= last
-        ):
+        if scenario.fault in issue.faults and issue.kernels.covers(version):
             return issue
     return None
-
-
-def _version(text: str) -> tuple[int, ...]:
-    """The numbers that a release begins with: (7, 3, 4) for 7.3.4+deb13-cloud-amd64."""
-    found = re.match(r"\d+(?:\.\d+)+", text)
-    if found is None:
-        raise ValueError(f"{text!r} does not begin with a kernel version")
-    return tuple(int(part) for part in found[0].split("."))

@@ -25,6 +25,7 @@ from hostfault.errors import HostfaultError, SetupError
 from hostfault.kernel import series
 from hostfault.kernel.catalog import CatalogEntry, load, newest
 from hostfault.kernel.fetch import fetch_packages
+from hostfault.kernel.versions import version_of
 from hostfault.process import run
 from hostfault.tools import run_tool
 
@@ -170,7 +171,7 @@ def _demonstrate(place: Path, entry: CatalogEntry, options: Sequence[str]) -> in
     print(f"... unpacking the source of {entry.release}", flush=True)
     _unpack(entry, tree)
     print("... making the history", flush=True)
-    patches = series.find(FIXING_SERIES).patches_for(series.version_of(entry.release))
+    patches = series.find(FIXING_SERIES).patches_for(version_of(entry.release))
     commits = history(lambda tree: series.apply(patches, tree))
     ids = make(tree, commits)
     start(tree, ids, commits)

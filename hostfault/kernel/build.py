@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hostfault.cache import Cache, key_of
 from hostfault.errors import SetupError, UsageError
+from hostfault.kernel import configuration
 from hostfault.kernel import series as patch_series
 from hostfault.kernel.buildroot import build_root, suite_for
 from hostfault.kernel.catalog import CatalogEntry, load
@@ -34,6 +35,7 @@ from hostfault.kernel.source import (
     version_in,
     without_strangers,
 )
+from hostfault.kernel.versions import version_of
 from hostfault.kernel.whole import Tree, own_config, whole_kernel
 from hostfault.model import Kernel
 
@@ -68,11 +70,11 @@ def _with_series(text: str, cache: Cache, say: Say) -> Kernel:
     name, _, series_name = text.partition("+")
     entry = _entry(name)
     series = patch_series.find(series_name)
-    patches = series.patches_for(patch_series.version_of(entry.release))
+    patches = series.patches_for(version_of(entry.release))
     if foreign := sorted(each for each in patch_series.touched(patches) if not is_kvm(each)):
         raise UsageError(
-            f"series {series_name} changes {', '.join(foreign)}, which is not part of KVM: "
-            "apply it to a source tree, and give tree:PATH"
+            f"series {series_name} changes {', '.join(foreign)}, and nothing but KVM's modules is "
+            "built anew: apply it to a source tree, and give tree:PATH"
         )
     say(f"KVM only: {entry.release} with {series_name}: a series changes nothing else")
     base = packaged_base(entry, cache)
@@ -108,7 +110,7 @@ def read_tree(path: Path) -> Tree:
     """What is in a source tree. Raises :class:`UsageError` if it is none, or is unreadable."""
     version = version_in(path)
     config = own_config(path)
-    return Tree(path, version, manifest(path, files_of(path)), config)
+    return Tree(path, version, manifest(path, files_of(path)), config, shared_structs(path))
 
 
 def _packaged_base_of(tree: Tree, cache: Cache, say: Say) -> Base | None:
@@ -137,17 +139,21 @@ def whole_reason(found: Difference, base: Base, tree: Tree) -> str:
     """Why KVM's modules alone would not make a base into the kernel of a tree, or ""."""
     if found.other:
         return f"differs from {base.release} in {_listed(found.other)}"
-    if shared_structs(base.tree) != shared_structs(tree.path):
+    if shared_structs(base.tree) != tree.shared:
         return "a struct of KVM's headers that the kernel proper uses has changed"
+    if tree.config:
+        own = (base.tree / ".config").read_text(errors="replace")
+        if names := configuration.differing(tree.config, own):
+            return f"its .config differs from {base.release}'s in {_listed(names)}"
     return ""
 
 
 def _same_version(version: str, cache: Cache) -> list[CatalogEntry]:
     """The packaged kernels of an upstream version."""
-    wanted = patch_series.version_of(version)
+    wanted = version_of(version)
     found = []
     for entry in load().values():
-        release = patch_series.version_of(entry.release)
+        release = version_of(entry.release)
         # Debian 12 calls all of its 6.1.y "6.1.0-N": only the image tells which one it is.
         if release == wanted or (
             release == (*wanted[:2], 0)
@@ -160,7 +166,7 @@ def _same_version(version: str, cache: Cache) -> list[CatalogEntry]:
 def _listed(names: Sequence[str]) -> str:
     if not names:
         return "nothing"
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more files"
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _entry(name: str) -> CatalogEntry:

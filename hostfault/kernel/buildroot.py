@@ -18,7 +18,7 @@ from hostfault.cache import Cache, key_of
 from hostfault.errors import CacheMissError, LaunchError, SetupError
 from hostfault.image.recipes import IMAGES, read_list
 from hostfault.kernel.fetch import KEYRING, mirror
-from hostfault.kernel.series import version_of
+from hostfault.kernel.versions import version_of
 from hostfault.process import spawn
 from hostfault.tools import find_tool, run_tool
 

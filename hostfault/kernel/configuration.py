@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hostfault.errors import SetupError
-from hostfault.kernel.series import version_of
 
 FRAGMENTS = Path(__file__).parents[2] / "kernels" / "config"
 _OPTION = re.compile(r"^(?P<name>CONFIG_\w+)=(?P<value>.+)$")
-_CONDITION = re.compile(r"^#: (?P<end>from|until) (?P<version>[\d.]+)$")
+_OPTIONAL = "#: where Kconfig has it"  # above an option that not every kernel has
+# What a .config tells about tools, and about who signs: nothing that a person chose for the kernel.
+# There is no Rust in a build root, whatever a configuration says.
+_NO_CHOICE = re.compile(
+    r"CONFIG_(?:(?:CC|AS|LD)_(?:CAN|HAS|IS|NO|VERSION)\w*|(?:GCC|CLANG|LLD|PAHOLE)_VERSION|RUST\w*"
+    r"|BINDGEN_\w+|TOOLS_SUPPORT_RELR|BUILD_SALT|MODULE_SIG_(?:ALL|KEY)|SYSTEM_TRUSTED_KEYS)$"
+)
 
 
 @dataclass(frozen=True)
@@ -22,18 +27,12 @@ class Option:
     name: str  # "CONFIG_KVM"
     value: str  # "m", "y", or a number or quoted text
     fragment: str  # the file that asks for it
-    first: tuple[int, ...] = ()  # the first version that has it; empty: all
-    last: tuple[int, ...] = ()  # the last one, in which a part that is left out matches any
+    optional: bool = False  # whether a kernel that does not know the option is good without it
 
     @property
     def line(self) -> str:
         """As it stands in a .config."""
         return f"{self.name}={self.value}"
-
-    def exists_in(self, version: tuple[int, ...]) -> bool:
-        """Whether a kernel of that version has the option at all."""
-        after = self.first <= version
-        return after and (not self.last or version[: len(self.last)] <= self.last)
 
 
 def load(folder: Path = FRAGMENTS) -> tuple[Option, ...]:
@@ -48,32 +47,28 @@ def load(folder: Path = FRAGMENTS) -> tuple[Option, ...]:
 
 
 def _options(fragment: str, lines: Iterable[str]) -> Iterable[Option]:
-    ends: dict[str, tuple[int, ...]] = {}
+    optional = False
     for line in lines:
-        if condition := _CONDITION.match(line):
-            ends[condition["end"]] = version_of(condition["version"])
+        if line == _OPTIONAL:
+            optional = True
         elif option := _OPTION.match(line):
-            yield Option(
-                option["name"],
-                option["value"],
-                fragment,
-                first=ends.get("from", ()),
-                last=ends.get("until", ()),
-            )
-            ends = {}
+            yield Option(option["name"], option["value"], fragment, optional)
+            optional = False
         elif line.strip() and not line.startswith("# "):
             raise ValueError(f"{fragment}: neither an option nor a comment: {line!r}")
 
 
-def wanted_for(options: Iterable[Option], version: tuple[int, ...]) -> tuple[Option, ...]:
-    """The options that a kernel of that version has."""
-    return tuple(option for option in options if option.exists_in(version))
+def wanted(options: Iterable[Option], known: Collection[str]) -> tuple[Option, ...]:
+    """The options to ask for in a source whose Kconfig knows the ``known`` ones.
+
+    One that is unknown and not optional is asked for all the same: :func:`check` names it.
+    """
+    return tuple(each for each in options if not each.optional or each.name in known)
 
 
 def check(options: Iterable[Option], config: str) -> None:
     """Raise :class:`SetupError` that names every option which a finished .config lacks."""
-    found = [match for match in map(_OPTION.match, config.splitlines()) if match]
-    got = {match["name"]: match["value"] for match in found}
+    got = _set_in(config)
     gone = [
         f"{option.line} ({option.fragment}; {_instead(got.get(option.name))})"
         for option in options
@@ -85,6 +80,23 @@ def check(options: Iterable[Option], config: str) -> None:
             "were renamed, or depend on others that are off; mend kernels/config/:\n  "
             + "\n  ".join(gone)
         )
+
+
+def differing(one: str, other: str) -> tuple[str, ...]:
+    """The options that differ between two finished .configs, sorted, less :data:`_NO_CHOICE`."""
+    here, there = _set_in(one), _set_in(other)
+    names = here.keys() | there.keys()
+    return tuple(
+        name
+        for name in sorted(names)
+        if here.get(name, "n") != there.get(name, "n") and not _NO_CHOICE.match(name)
+    )
+
+
+def _set_in(config: str) -> dict[str, str]:
+    """The options that a .config sets; the last line about an option counts."""
+    found = (match for match in map(_OPTION.match, config.splitlines()) if match)
+    return {match["name"]: match["value"] for match in found}
 
 
 def _instead(value: str | None) -> str:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hostfault.errors import LaunchError, SetupError, UsageError
+from hostfault.kernel.versions import Range, Version, range_of
 from hostfault.tools import run_tool
 
 SERIES = Path(__file__).parents[2] / "kernels" / "patches" / "series.toml"
 _TARGET = re.compile(r"^\+\+\+ b/(\S+)", re.MULTILINE)
+_SOURCE = re.compile(r"^--- a/(\S+)", re.MULTILINE)  # that of a new file is /dev/null
 _HUNK = re.compile(r"^@@ -\d+(?:,\d+)? \+\d+(?:,\d+)? @@.*$", re.MULTILINE)
 _FAILED_FILE = re.compile(r"^(?:checking|patching) file '?(?P<file>.+?)'?$")
 _FAILED_HUNK = re.compile(r"^Hunk #(?P<number>\d+) FAILED at (?P<line>\d+)")
@@ -22,17 +24,8 @@ _FAILED_HUNK = re.compile(r"^Hunk #(?P<number>\d+) FAILED at (?P<line>\d+)")
 class Fit:
     """The patches of a series for a range of releases."""
 
-    first: tuple[int, ...]  # first release, e.g. (6, 12)
-    last: tuple[int, ...]  # last one, inclusive; (7, 3) is every 7.3.y
+    kernels: Range  # the releases that they apply to
     patches: tuple[Path, ...]  # in the order in which they are applied
-
-    def covers(self, version: tuple[int, ...]) -> bool:
-        """Whether a kernel of that version is in the range."""
-        return self.first <= version[: len(self.first)] and version[: len(self.last)] <= self.last
-
-    def __str__(self) -> str:
-        first, last = (".".join(map(str, end)) for end in (self.first, self.last))
-        return first if first == last else f"{first} to {last}"
 
 
 @dataclass(frozen=True)
@@ -43,12 +36,12 @@ class Series:
     summary: str
     fits: tuple[Fit, ...]
 
-    def patches_for(self, version: tuple[int, ...]) -> tuple[Path, ...]:
+    def patches_for(self, version: Version) -> tuple[Path, ...]:
         """The patches for a kernel version. Raises :class:`UsageError` if there are none."""
         for fit in self.fits:
-            if fit.covers(version):
+            if fit.kernels.covers(version):
                 return fit.patches
-        ranges = ", ".join(str(fit) for fit in self.fits)
+        ranges = ", ".join(str(fit.kernels) for fit in self.fits)
         wanted = ".".join(map(str, version))
         raise UsageError(f"series {self.name} has no patches for {wanted}; it has for {ranges}")
 
@@ -62,11 +55,7 @@ def load(path: Path = SERIES) -> dict[str, Series]:
             entry["name"],
             entry["summary"],
             tuple(
-                Fit(
-                    version_of(fit["first"]),
-                    version_of(fit["last"]),
-                    tuple(path.parent / patch for patch in fit["patches"]),
-                )
+                Fit(range_of(fit), tuple(path.parent / patch for patch in fit["patches"]))
                 for fit in entry["fits"]
             ),
         )
@@ -83,14 +72,6 @@ def find(name: str, path: Path = SERIES) -> Series:
     return known[name]
 
 
-def version_of(text: str) -> tuple[int, ...]:
-    """The numbers that a release begins with: (7, 3, 4) for 7.3.4+deb13-cloud-amd64."""
-    found = re.match(r"\d+(?:\.\d+)*", text)
-    if found is None:
-        raise UsageError(f"{text!r} does not begin with a kernel version")
-    return tuple(int(part) for part in found[0].split("."))
-
-
 def touched(patches: Sequence[Path]) -> set[str]:
     """The files that patches make or change, relative to the kernel's source."""
     return {name for patch in patches for name in _TARGET.findall(patch.read_text())}
@@ -99,19 +80,23 @@ def touched(patches: Sequence[Path]) -> set[str]:
 def apply(patches: Sequence[Path], tree: Path) -> None:
     """Apply patches to a source tree, exactly: an offset is fine, fuzz is not.
 
-    Raises :class:`SetupError` that names the first hunk that does not apply.
+    Raises :class:`SetupError` that names the first hunk that does not apply, or the file that is
+    missing: of that patch(1) does not tell the name.
     """
     for patch in patches:
+        text = patch.read_text()
+        if absent := [name for name in _SOURCE.findall(text) if not (tree / name).is_file()]:
+            raise SetupError(f"{patch} does not apply: {', '.join(absent)}: not in this source")
         try:
             run_tool(
                 ["patch", "-p1", "--fuzz=0", "--force", "--reject-file=-"],
                 what=f"applying {patch.name}",
                 cwd=tree,
-                input_text=patch.read_text(),
+                input_text=text,
             )
         except LaunchError as error:
             raise SetupError(
-                f"{patch} does not apply: {failed_hunk(error.log_tail, patch.read_text())}"
+                f"{patch} does not apply: {failed_hunk(error.log_tail, text)}"
             ) from error
 
 

@@ -22,6 +22,8 @@ _UNUSED = re.compile(
     r"|(?:CREDITS|MAINTAINERS|COPYING|README)$|(?:.*/)?\.[^/]*(?:$|/)"
 )
 _KCONFIG = re.compile(r"(?:.*/)?Kconfig[^/]*$")  # read wherever it lies
+_FOREIGN = re.compile(r"arch/(?!x86/|Kconfig)")
+_OPTION = re.compile(r"^[ \t]*(?:menu)?config[ \t]+(\w+)", re.MULTILINE)
 # What a build leaves in the tree; only matters where git does not tell it apart.
 _PRODUCT = re.compile(
     r"include/(?:generated|config)/|arch/x86/include/generated/|arch/x86/boot/(?:bzImage|vmlinux)"
@@ -29,15 +31,22 @@ _PRODUCT = re.compile(
     r"|arch/x86/kvm/kvm-asm-offsets\.h$|(?:.*/)?Module\.symvers$"
     r"|.*(?:\.(?:o|ko|a|so|mod|mod\.c|cmd|order|s|tmp|orig|rej)|~)$"
 )
-# The part that KVM's own modules are made of.
+# The part that KVM's modules are made of, and nothing else: not their Kconfig, because the
+# configuration of a kernel that exists already is not made anew, and not the headers that the
+# kernel proper is compiled with (docs/kernels.md says how that was found out): those of the guest
+# side (kvm_para.h, kvmclock.h), of exports for KVM (kvm_types.h), and uapi/asm/kvm.h.
 _KVM = re.compile(
-    r"arch/x86/kvm/|virt/kvm/|include/linux/kvm_(?!para\.h)\w+\.h$|include/trace/events/kvm\.h$"
-    r"|include/uapi/linux/kvm\.h$|arch/x86/include/(?:uapi/)?asm/kvm(?!_para\.h)[-\w]*\.h$"
+    r"(?:arch/x86|virt)/kvm/(?!(?:.*/)?Kconfig[^/]*$)"
+    r"|include/linux/kvm_(?!(?:para|types)\.h)\w+\.h$"
+    r"|include/trace/events/kvm\.h$|include/uapi/linux/kvm\.h$"
+    r"|arch/x86/include/asm/kvm(?!(?:_para|_types|clock)\.h)[-\w]*\.h$"
+    r"|arch/x86/include/uapi/asm/kvm_perf\.h$"
 )
 _FOUND_BY_ITSELF = re.compile(r"(?:include|arch/x86/include)/.*\.h$")
 _KVM_HOST = "arch/x86/include/asm/kvm_host.h"
 # Parts of KVM's headers that the kernel proper looks into (arch/x86/events/intel/core.c).
 _SHARED_STRUCTS = ("kvm_pmu", "kvm_pmc")
+_MACRO_NAME = re.compile(r"\b[A-Z][A-Z0-9_]+\b")
 
 
 @dataclass(frozen=True)
@@ -162,13 +171,42 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def shared_structs(tree: Path) -> str:
-    """The definitions in KVM's headers that code outside of KVM is compiled with."""
-    text = (tree / _KVM_HOST).read_text(errors="replace")
+    """The definitions in KVM's headers that code outside of KVM is compiled with.
+
+    That is the structs, and the macros of the same header that their arrays are sized by. A tree
+    that lacks the header has none: nothing will be compiled of it anyway.
+    """
+    path = tree / _KVM_HOST
+    text = path.read_text(errors="replace") if path.is_file() else ""
     found = [
         re.search(rf"^struct {name} {{.*?^}};", text, re.MULTILINE | re.DOTALL)
         for name in _SHARED_STRUCTS
     ]
-    return "\n".join(match[0] for match in found if match)
+    structs = "\n".join(match[0] for match in found if match)
+    return "\n".join([structs, *_macros(structs, text)]).strip()
+
+
+def _macros(used_in: str, header: str) -> list[str]:
+    """The definitions of all macros that a text uses, directly or through others, sorted."""
+    lines = re.findall(r"^# *define (\w+)((?:.*\\\n)*.*)$", header, re.MULTILINE)
+    known = {name: f"{name}{value}" for name, value in lines}
+    wanted, found = set(_MACRO_NAME.findall(used_in)), set[str]()
+    while new := (wanted & known.keys()) - found:
+        found |= new
+        wanted = {each for name in new for each in _MACRO_NAME.findall(known[name])}
+    return sorted(known[name] for name in found)
+
+
+def options_in(tree: Path, names: Iterable[str]) -> set[str]:
+    """The options that the Kconfig files of a tree define, e.g. "CONFIG_KVM".
+
+    ``names`` are all its files. Those of other architectures do not count.
+    """
+    found: set[str] = set()
+    for name in names:
+        if _KCONFIG.match(name) and not _FOREIGN.match(name):
+            found.update(_OPTION.findall((tree / name).read_text(errors="replace")))
+    return {f"CONFIG_{option}" for option in found}
 
 
 def version_in(tree: Path) -> str:
@@ -183,10 +221,10 @@ def version_in(tree: Path) -> str:
     parts: dict[str, str] = dict(
         re.findall(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *=[ \t]*(.*)$", text, re.MULTILINE)
     )
-    if not all(parts.get(name) for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL")):
+    numbers = [parts.get(name, "").strip() for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL")]
+    if not all(number.isdecimal() for number in numbers):
         raise UsageError(f"tree {tree}: no kernel source: its Makefile names no version")
-    numbers: str = ".".join(parts[name] for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL"))
-    return numbers + parts.get("EXTRAVERSION", "")
+    return ".".join(numbers) + parts.get("EXTRAVERSION", "").strip()
 
 
 def configured_version(config: Path) -> str:

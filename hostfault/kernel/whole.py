@@ -13,13 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hostfault.cache import Cache, key_of
-from hostfault.errors import UsageError
+from hostfault.errors import SetupError, UsageError
 from hostfault.kernel import configuration
 from hostfault.kernel.buildroot import BuildRoot
 from hostfault.kernel.configuration import Option
 from hostfault.kernel.kvm_only import LAYOUT, Base, build_id, keep_needed
-from hostfault.kernel.series import version_of
-from hostfault.kernel.source import Manifest, configured_version, digest_of_all, is_kvm, version_in
+from hostfault.kernel.source import (
+    Manifest,
+    configured_version,
+    digest_of,
+    digest_of_all,
+    is_kvm,
+    options_in,
+    version_in,
+)
 from hostfault.tools import run_tool
 
 log = logging.getLogger(__name__)
@@ -38,6 +45,7 @@ class Tree:
     version: str  # by its Makefile
     files: Manifest  # all that a build reads
     config: str  # its own .config, or "": then the suite's fragments are all there is
+    shared: str  # see :func:`hostfault.kernel.source.shared_structs`
 
     @property
     def kvm(self) -> str:
@@ -46,8 +54,9 @@ class Tree:
 
     @property
     def rest(self) -> str:
-        """A hash of everything else."""
-        return digest_of_all({name: it for name, it in self.files.items() if not is_kvm(name)})
+        """A hash of everything else, and of what everything else is compiled with of KVM."""
+        others = {name: it for name, it in self.files.items() if not is_kvm(name)}
+        return digest_of_all({**others, "shared structs": digest_of(self.shared.encode())})
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,8 @@ def whole_kernel(tree: Tree, root: BuildRoot, cache: Cache) -> Whole:
     Raises :class:`LaunchError` with the compiler's errors, and :class:`SetupError` that names
     the options which the configuration does not take.
     """
-    options = configuration.wanted_for(configuration.load(), version_of(tree.version))
+    known = options_in(tree.path, tree.files)
+    options = configuration.wanted(configuration.load(), known)
     key = key_of(
         {
             "layout": LAYOUT,
@@ -116,6 +126,7 @@ def _build(place: Path, tree: Tree, options: Sequence[Option], root: BuildRoot) 
     )
     configure(source, tree.config, options, root)
     root.make(source, "bzImage", "modules", what="compiling the kernel", patience=BUILD_PATIENCE)
+    identity = _identity_of_kvm(source)
     release = (source / "include/config/kernel.release").read_text().strip()
     root.make(
         source,
@@ -134,8 +145,19 @@ def _build(place: Path, tree: Tree, options: Sequence[Option], root: BuildRoot) 
     keep_needed(source, place / "tree")
     (place / "release").write_text(release)
     (place / "kvm").write_text(tree.kvm)
-    (place / "build-id").write_text(build_id(next(modules.rglob("kvm.ko"))))
+    (place / "build-id").write_text(identity)
     (place / "src.log").unlink()
+
+
+def _identity_of_kvm(source: Path) -> str:
+    """The build id of the KVM that was compiled: once installed it may be compressed."""
+    module = source / "arch/x86/kvm/kvm.ko"
+    if not module.is_file():
+        raise SetupError(
+            "the kernel was compiled without a module kvm.ko, so KVM is built in or left out: "
+            "see CONFIG_KVM in the tree's .config, and kernels/config/30-kvm.config"
+        )
+    return build_id(module)
 
 
 def configure(source: Path, own: str, options: Sequence[Option], root: BuildRoot) -> None:

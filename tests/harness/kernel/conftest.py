@@ -11,6 +11,7 @@ from kernel_stand_ins import CONFIG, ENTRY, PATCH, RELEASE, SOURCE, FakeRoot, ar
 
 from hostfault.cache import Cache
 from hostfault.kernel import build, kvm_only, packaged, series, whole
+from hostfault.kernel.versions import Range
 from hostfault.model import Kernel
 
 
@@ -65,7 +66,7 @@ def fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A series "fix" of one patch."""
     patch = tmp_path / "fix.patch"
     patch.write_text(PATCH)
-    known = series.Series("fix", "a fix", (series.Fit((6, 6), (6, 6), (patch,)),))
+    known = series.Series("fix", "a fix", (series.Fit(Range((6, 6), (6, 6)), (patch,)),))
     monkeypatch.setattr(series, "load", lambda path=None: {"fix": known})
     return patch
 

@@ -24,15 +24,18 @@ ENTRY = CatalogEntry("6.6", RELEASE, "suite", ("linux-image-test",))
 CONFIG = "CONFIG_KVM=m\nCONFIG_MODULE_SIG=y\nCONFIG_SMP=y\n"
 MAKEFILE = "VERSION = 6\nPATCHLEVEL = 6\nSUBLEVEL = 6\nEXTRAVERSION =\nNAME = Test\n"
 X86 = "arch/x86/kvm/x86.c"
+KCONFIG = "arch/x86/kvm/Kconfig"
 HOST = "arch/x86/include/asm/kvm_host.h"
-PMU = "struct kvm_pmu {\n\tu64 counters;\n};\n"
+PMU = "struct kvm_pmu {\n\tu64 counters[MAX_COUNTERS];\n};\n"
 SOURCE = {
     "Makefile": MAKEFILE,
     "Kbuild": "",
     "Documentation/virt/kvm/api.rst": "words\n",
     "arch/arm64/kvm/arm.c": "int arm;\n",
     X86: "int x86;\n",
-    HOST: "struct kvm_vcpu_arch {\n\tint a;\n};\n" + PMU,
+    KCONFIG: "config KVM\n\ttristate\n",
+    HOST: "struct kvm_vcpu_arch {\n\tint a;\n};\n#define MAX_COUNTERS 8\n" + PMU,
+    "include/linux/kvm_types.h": "typedef int gfn_t;\n",
     "drivers/net/driver.c": "int driver;\n",
     "include/linux/kvm_host.h": "struct kvm;\n",
     "include/linux/mm.h": "struct page;\n",
@@ -75,7 +78,10 @@ class FakeRoot(BuildRoot):
         elif "modules_install" in words:
             place = tree / "hostfault-installed/lib/modules/6.6.6-hostfault/kernel/arch/x86/kvm"
             place.mkdir(parents=True)
-            shutil.copy(tree / "arch/x86/kvm/kvm.ko", place)
+            compressed = "CONFIG_MODULE_COMPRESS=y" in (tree / ".config").read_text()
+            shutil.copy(
+                tree / "arch/x86/kvm/kvm.ko", place / ("kvm.ko.xz" if compressed else "kvm.ko")
+            )
         return ""
 
     def _configure(self, tree: Path, words: Sequence[str]) -> None:

@@ -6,7 +6,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from kernel_stand_ins import HOST, MAKEFILE, RELEASE, SOURCE, X86, FakeRoot, identity_of, write
+from kernel_stand_ins import (
+    CONFIG,
+    HOST,
+    KCONFIG,
+    MAKEFILE,
+    RELEASE,
+    SOURCE,
+    X86,
+    FakeRoot,
+    identity_of,
+    write,
+)
 
 from hostfault.cache import Cache
 from hostfault.errors import SetupError, UsageError
@@ -70,6 +81,8 @@ def test_products_of_a_build_in_the_tree_make_no_difference(
         ("mm/gup.c", "int other;\n"),
         ("include/linux/new.h", "struct new;\n"),
         ("drivers/net/driver.c", "int other;\n"),
+        (KCONFIG, "config KVM\n\ttristate\n\nconfig KVM_FOO\n\tdef_bool y\n"),
+        ("include/linux/kvm_types.h", "typedef long gfn_t;\n"),
     ],
 )
 def test_a_tree_that_differs_elsewhere_gets_a_whole_kernel(
@@ -86,9 +99,31 @@ def test_a_tree_that_differs_elsewhere_gets_a_whole_kernel(
 def test_a_struct_that_the_kernel_proper_looks_into_takes_a_whole_kernel(
     cache: Cache, root: FakeRoot, mirror: list[str], tree: Path
 ) -> None:
+    for old, new in (("u64 counters", "u32 counters"), ("MAX_COUNTERS 8", "MAX_COUNTERS 9")):
+        write(tree, {HOST: SOURCE[HOST].replace(old, new)})
+        _, said = resolve_tree(tree, cache)
+        assert "whole kernel: a struct of KVM's headers" in said
+
+
+def test_an_older_whole_kernel_with_another_such_struct_is_not_taken(
+    cache: Cache, root: FakeRoot, mirror: list[str], tree: Path
+) -> None:
+    write(tree, {"mm/gup.c": "int other;\n"})
+    resolve_tree(tree, cache)
     write(tree, {HOST: SOURCE[HOST].replace("u64 counters", "u32 counters")})
+    resolve_tree(tree, cache)
+    assert sum("bzImage" in call for call in root.calls) == 2
+
+
+def test_an_older_whole_kernel_with_other_options_of_kvm_is_not_taken(
+    cache: Cache, root: FakeRoot, mirror: list[str], tree: Path
+) -> None:
+    write(tree, {"mm/gup.c": "int other;\n"})
+    resolve_tree(tree, cache)
+    write(tree, {KCONFIG: "config KVM_FOO\n\tdef_bool y\n", X86: "int foo;\n"})
     _, said = resolve_tree(tree, cache)
-    assert "whole kernel: a struct of KVM's headers" in said
+    assert "KVM only" not in said
+    assert sum("bzImage" in call for call in root.calls) == 2
 
 
 def test_a_version_that_nobody_packages_gets_a_whole_kernel(
@@ -157,6 +192,78 @@ def test_a_configuration_of_the_tree_is_taken_with_the_suites_options_on_top(
     config = next((cache.root / "whole-kernels").glob("*/tree/.config")).read_text().splitlines()
     assert "CONFIG_MINE=y" in config
     assert "CONFIG_KVM=m" in config
+
+
+def test_the_kconfig_files_decide_which_options_a_commit_has(
+    cache: Cache, root: FakeRoot, mirror: list[str], tree: Path
+) -> None:
+    def configured() -> set[str]:
+        resolve_tree(tree, cache)
+        configs = (cache.root / "whole-kernels").glob("*/tree/.config")
+        return {line for path in configs for line in path.read_text().splitlines()}
+
+    write(
+        tree,
+        {"mm/gup.c": "int other;\n", "Makefile": MAKEFILE.replace("VERSION = 6", "VERSION = 9")},
+    )
+    assert "CONFIG_KVM_IOAPIC=y" not in configured(), "a new version, but an old topic branch"
+    write(tree, {KCONFIG: "config KVM_IOAPIC\n\tbool\n", "Makefile": MAKEFILE})
+    assert "CONFIG_KVM_IOAPIC=y" in configured()
+
+
+def configure(tree: Path, options: str) -> None:
+    write(tree, {".config": f"#\n# Linux/x86 6.6.6 Kernel Configuration\n#\n{options}"})
+
+
+def test_a_tree_with_the_packaged_configuration_gets_kvm_only(
+    cache: Cache, root: FakeRoot, mirror: list[str], tree: Path
+) -> None:
+    configure(tree, f'CONFIG_CC_VERSION_TEXT="gcc 15"\n{CONFIG}# CONFIG_KASAN is not set\n')
+    _, said = resolve_tree(tree, cache)
+    assert f"KVM only: differs from {RELEASE} in nothing" in said
+
+
+def test_a_tree_with_a_configuration_of_its_own_gets_a_whole_kernel(
+    cache: Cache, root: FakeRoot, mirror: list[str], tree: Path
+) -> None:
+    configure(tree, f"{CONFIG}CONFIG_KASAN=y\nCONFIG_LOCKDEP=y\n")
+    _, said = resolve_tree(tree, cache)
+    assert f"whole kernel: its .config differs from {RELEASE}'s in CONFIG_KASAN and 1 more" in said
+    config = next((cache.root / "whole-kernels").glob("*/tree/.config")).read_text()
+    assert "CONFIG_KASAN=y" in config
+
+
+def test_a_whole_kernel_may_compress_its_modules(
+    cache: Cache, root: FakeRoot, mirror: list[str], tree: Path
+) -> None:
+    configure(tree, "CONFIG_MODULE_COMPRESS=y\n")
+    kernel, _ = resolve_tree(tree, cache)
+    assert [path.name for path in kernel.modules.rglob("kvm.ko*")] == ["kvm.ko.xz"]
+    assert kernel.build_id == identity_of(SOURCE)
+
+
+def test_a_kernel_without_a_module_kvm_is_an_error_that_says_where_to_look(
+    cache: Cache,
+    root: FakeRoot,
+    mirror: list[str],
+    tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FakeRoot, "_modules", lambda *_: None)
+    write(tree, {"mm/gup.c": "int other;\n"})
+    with pytest.raises(SetupError, match=r"without a module kvm\.ko(?s:.)*CONFIG_KVM in"):
+        resolve_tree(tree, cache)
+
+
+def test_kvm_that_can_only_be_built_in_is_told_before_anything_is_compiled(
+    cache: Cache, root: FakeRoot, mirror: list[str], tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picky = FakeRoot("suite", root.root, "gcc 14\n", root.ccache, dropped="CONFIG_KVM=m")
+    monkeypatch.setattr(build, "build_root", lambda cache, suite: picky)
+    configure(tree, "CONFIG_KVM=y\n")
+    with pytest.raises(SetupError, match=r"CONFIG_KVM=m \(30-kvm\.config; there it is y\)"):
+        resolve_tree(tree, cache)
+    assert not any("bzImage" in call for call in picky.calls)
 
 
 def test_an_option_that_is_gone_is_an_error_that_names_it(

@@ -12,19 +12,53 @@ from hostfault.kernel import configuration
 from hostfault.kernel.configuration import Option
 
 
-def test_an_option_can_be_for_some_versions_only(tmp_path: Path) -> None:
-    write(tmp_path, {"a.config": "# why\n#: from 6.8\n#: until 7.1\nCONFIG_A=y\nCONFIG_B=y\n"})
+def test_an_optional_option_is_asked_for_where_kconfig_has_it(tmp_path: Path) -> None:
+    write(tmp_path, {"a.config": "# why\n#: where Kconfig has it\nCONFIG_A=y\nCONFIG_B=y\n"})
     options = configuration.load(tmp_path)
 
-    def names(*version: int) -> list[str]:
-        return [option.name for option in configuration.wanted_for(options, version)]
+    def names(*known: str) -> list[str]:
+        return [option.name for option in configuration.wanted(options, known)]
 
-    assert names(6, 7, 9) == ["CONFIG_B"]
-    assert names(6, 8, 0) == names(7, 1, 5) == ["CONFIG_A", "CONFIG_B"]
-    assert names(7, 2, 0) == ["CONFIG_B"]
+    assert names("CONFIG_A", "CONFIG_B") == ["CONFIG_A", "CONFIG_B"]
+    assert names("CONFIG_B") == ["CONFIG_B"]
+    assert names() == ["CONFIG_B"], "what is not optional is asked for, so that its lack is told"
 
 
-@pytest.mark.parametrize("line", ["CONFIG_A", "#CONFIG_A=y", "A=y", "CONFIG_A=y # why"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        'CONFIG_CC_VERSION_TEXT="gcc 15"',
+        "CONFIG_GCC_VERSION=150000",
+        "CONFIG_CC_HAS_KASAN_GENERIC=y",
+        "CONFIG_RUSTC_VERSION=108501",
+        "CONFIG_RUST=y",
+        'CONFIG_BUILD_SALT="mine"',
+        "# CONFIG_B is not set",
+        "# Linux/x86 6.6.6 Kernel Configuration",
+    ],
+)
+def test_what_nobody_chose_is_no_difference(line: str) -> None:
+    assert configuration.differing(f"CONFIG_A=y\n{line}\n", "CONFIG_A=y\n") == ()
+
+
+@pytest.mark.parametrize(
+    ("mine", "names"),
+    [
+        ("CONFIG_A=y\nCONFIG_KASAN=y\n", ("CONFIG_KASAN",)),
+        ("CONFIG_A=m\n", ("CONFIG_A",)),
+        ("# CONFIG_A is not set\n", ("CONFIG_A",)),
+        ("CONFIG_A=y\nCONFIG_CC_OPTIMIZE_FOR_SIZE=y\n", ("CONFIG_CC_OPTIMIZE_FOR_SIZE",)),
+        ("CONFIG_C=1\n", ("CONFIG_A", "CONFIG_C")),
+        ("CONFIG_A=m\nCONFIG_A=y\n", ()),  # Kconfig, too, takes the last one
+    ],
+)
+def test_what_somebody_chose_is_a_difference(mine: str, names: tuple[str, ...]) -> None:
+    assert configuration.differing(mine, "CONFIG_A=y\n") == names
+
+
+@pytest.mark.parametrize(
+    "line", ["CONFIG_A", "#CONFIG_A=y", "A=y", "#: from 6.8", "CONFIG_A=y # why"]
+)
 def test_a_line_that_is_no_option_is_refused(tmp_path: Path, line: str) -> None:
     write(tmp_path, {"a.config": f"{line}\n"})
     if line == "CONFIG_A=y # why":

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kernel_stand_ins import MAKEFILE, PMU, X86, write
+from kernel_stand_ins import HOST, KCONFIG, MAKEFILE, PMU, SOURCE, X86, write
 
+from hostfault.errors import UsageError
 from hostfault.kernel import buildroot
 from hostfault.kernel.source import (
     difference,
@@ -14,6 +15,7 @@ from hostfault.kernel.source import (
     is_kvm,
     is_unused,
     manifest,
+    options_in,
     shared_structs,
     version_in,
     without_strangers,
@@ -30,7 +32,19 @@ from hostfault.kernel.source import (
         ("arch/x86/include/asm/kvm_host.h", True),
         ("arch/x86/include/asm/kvm-x86-ops.h", True),
         ("include/uapi/linux/kvm.h", True),
-        # the kernel as a guest of KVM: compiled into the kernel proper
+        ("arch/x86/include/asm/kvm_page_track.h", True),
+        ("arch/x86/kvm/Makefile", True),
+        # nobody makes the configuration of a base anew
+        ("arch/x86/kvm/Kconfig", False),
+        ("virt/kvm/Kconfig", False),
+        ("virt/kvm/new/Kconfig.debug", False),
+        # what the kernel proper is compiled with
+        ("include/linux/kvm_types.h", False),
+        ("arch/x86/include/asm/kvm_types.h", False),
+        ("arch/x86/include/uapi/asm/kvm.h", False),
+        # the kernel as a guest of KVM
+        ("arch/x86/include/asm/kvmclock.h", False),
+        ("arch/x86/include/uapi/asm/kvm_para.h", False),
         ("arch/x86/include/asm/kvm_para.h", False),
         ("include/linux/kvm_para.h", False),
         ("arch/x86/kernel/kvm.c", False),
@@ -91,12 +105,44 @@ def test_a_link_differs_from_a_file_with_the_same_words(tmp_path: Path) -> None:
 
 
 def test_the_structs_that_others_look_into_are_found(tree: Path) -> None:
-    assert shared_structs(tree) == PMU.rstrip("\n")
+    assert shared_structs(tree) == f"{PMU}MAX_COUNTERS 8"
+
+
+def test_what_sizes_an_array_in_them_belongs_to_them(tree: Path) -> None:
+    macros = "#define MAX_COUNTERS MORE(2, \\\n\t\tTWO)\n#define TWO 2\n#define OTHER 3\n"
+    write(tree, {HOST: SOURCE[HOST].replace("#define MAX_COUNTERS 8\n", macros)})
+    found = shared_structs(tree)
+    assert found == f"{PMU}MAX_COUNTERS MORE(2, \\\n\t\tTWO)\nTWO 2"
+
+
+def test_a_source_without_their_header_has_none(tree: Path) -> None:
+    (tree / HOST).unlink()
+    assert shared_structs(tree) == ""
+
+
+def test_options_are_found_in_every_kconfig_file_for_x86(tmp_path: Path) -> None:
+    files = {
+        KCONFIG: 'if A\n\n\tconfig KVM_IOAPIC # why\n\t\tbool "x"\nendif\n',
+        "virt/kvm/Kconfig.debug": "menuconfig  MENU\n# config COMMENT\n\tdepends on config\n",
+        "arch/arm/Kconfig": "config ARM\n",
+        "arch/Kconfig": "config ARCH\n",
+        "mm/gup.c": "config C\n",
+    }
+    write(tmp_path, files)
+    found = options_in(tmp_path, files)
+    assert found == {"CONFIG_KVM_IOAPIC", "CONFIG_MENU", "CONFIG_ARCH"}
 
 
 def test_a_release_candidate_has_a_version(tree: Path) -> None:
     write(tree, {"Makefile": MAKEFILE.replace("EXTRAVERSION =", "EXTRAVERSION = -rc3")})
     assert version_in(tree) == "6.6.6-rc3"
+
+
+@pytest.mark.parametrize("sublevel", ["", "six"])
+def test_a_makefile_with_half_a_version_is_no_kernels(tree: Path, sublevel: str) -> None:
+    write(tree, {"Makefile": MAKEFILE.replace("SUBLEVEL = 6", f"SUBLEVEL = {sublevel}")})
+    with pytest.raises(UsageError, match="its Makefile names no version"):
+        version_in(tree)
 
 
 @pytest.mark.parametrize(
