@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,14 @@ from hostfault.errors import MissingCapabilityError, UsageError
 from hostfault.host import emulated
 from hostfault.host.emulated import EmulatedHost
 from hostfault.identity import Identity
-from hostfault.lab import Lab
+from hostfault.kernel.build import LIMITS
+from hostfault.lab import CACHE_LIMITS, Lab
 from hostfault.model import GuestImage, HostImage, Kernel, Qemu
 from hostfault.settings import Settings
 
+PROJECT = Path(__file__).parents[2]
+PROBES = PROJECT / "images/probe"
+OBTAIN = re.compile(r"obtain\(\s*\"([^\"]+)\"")
 KERNEL = Kernel("7.3.4", "7.3.4+deb13", Path("/k/bzImage"), Path("/k/modules"), packaged=True)
 
 
@@ -155,6 +160,31 @@ def test_an_emulated_host_brings_its_own_qemu(
 ) -> None:
     with pytest.raises(UsageError, match="--qemu needs a local host"):
         lab(monkeypatch, tmp_path, Settings(qemu="system"), kvm=False).facts()
+
+
+def kinds_of_the_cache() -> set[str]:
+    """Those that the source obtains; programs that are compiled have a kind each."""
+    sources = [*(PROJECT / "hostfault").rglob("*.py"), *(PROJECT / "tests/machine").glob("*.py")]
+    named = {kind for path in sources for kind in OBTAIN.findall(path.read_text())}
+    return named | {path.stem for path in PROBES.glob("*.c")}
+
+
+def test_every_kind_in_the_cache_has_a_bound_or_cannot_grow() -> None:
+    kinds = kinds_of_the_cache()
+    assert {"machines", "packages", "probe", "identity"} <= kinds
+    assert kinds == {*CACHE_LIMITS, *LIMITS, "identity"}
+
+
+def test_a_lab_leaves_each_kind_within_its_bound(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(CACHE_LIMITS, "packages", 0)
+    other = Cache(tmp_path)
+    entry = other.obtain("packages", "key", lambda place: (place / "deb").write_text("x" * 9000))
+    other.close()
+    with lab(monkeypatch, tmp_path, Settings(), kvm=False):
+        assert entry.is_dir()
+    assert not entry.exists()
 
 
 def test_the_directories_of_runs_that_were_killed_are_removed(
