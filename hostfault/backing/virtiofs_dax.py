@@ -106,6 +106,8 @@ def find_frame(log_text: str, inode: int, offset: int, writable: bool) -> int | 
     frames: dict[int, int] = {}  # guest-physical address of a region -> frame of the page in it
     for record in _records(log_text):
         event, length = record.get("event"), record.get("len", 0)
+        if record.get("lost") or event == "log-full":  # what was known may no longer hold
+            window, frames = None, {}
         if event == "map" and _holds(record, inode, record.get("foffset", 0), offset):
             fit = record["writable"] >= writable
             window = (record["moffset"], record["moffset"] + length) if fit else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from hostfault.backing.virtiofs_dax import find_frame
 
 INODE = 45
@@ -53,6 +55,12 @@ def test_a_page_beyond_the_mapped_range_has_no_frame() -> None:
 
 def test_another_file_is_not_taken_for_ours() -> None:
     assert frame({**MEMORY, "st_ino": 7}, {**READ_ONLY, "st_ino": 7}) is None
+
+
+@pytest.mark.parametrize("record", [{"event": "refused", "lost": 2}, {"event": "log-full"}])
+def test_what_was_known_before_lines_were_lost_no_longer_counts(record: dict[str, Any]) -> None:
+    assert frame(MEMORY, READ_ONLY, record) is None
+    assert frame(record, MEMORY, READ_ONLY) == 0xF8008
 
 
 def test_a_line_that_was_cut_is_passed_over() -> None:

@@ -11,8 +11,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from hostfault.hostside.daxfs.device import Device, Settings
@@ -29,7 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     signal.signal(signal.SIGTERM, _leave)
     os.umask(0)  # the guest's kernel has applied its umask
-    with options.log.open("a", encoding="ascii") as stream, _listening(options) as listener:
+    with (
+        options.log.open("ab", buffering=0) as stream,
+        socket.socket(fileno=options.fd) as listener,
+    ):
         log = EventLog(stream)
         max_nodes, max_handles = raise_descriptor_limit()
         settings = Settings(options.shared, options.window, options.tag, max_nodes, max_handles)
@@ -54,9 +56,7 @@ def _leave(number: int, _frame: object) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="hostfault.hostside.daxfs", description=__doc__)
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--fd", type=int, help="a listening AF_UNIX socket that was inherited")
-    where.add_argument("--socket", type=Path, help="where to listen")
+    parser.add_argument("--fd", type=int, required=True, help="a listening socket, inherited")
     parser.add_argument("--shared", type=Path, required=True, help="the directory to serve")
     parser.add_argument("--log", type=Path, required=True, help="the log, as JSON lines")
     parser.add_argument("--window", type=int, default=64 << 20, help="bytes of the DAX window")
@@ -69,21 +69,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not 0 < len(options.tag.encode()) <= MAX_TAG:
         parser.error(f"--tag {options.tag}: not 1 to {MAX_TAG} bytes")
     return options
-
-
-@contextmanager
-def _listening(options: argparse.Namespace) -> Iterator[socket.socket]:
-    if options.fd is not None:
-        with socket.socket(fileno=options.fd) as listener:
-            yield listener
-        return
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(options.socket))
-        try:
-            listener.listen(1)
-            yield listener
-        finally:
-            options.socket.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

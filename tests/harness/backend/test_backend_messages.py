@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
-import socket
 import struct
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from daxfs_frontend import (
@@ -191,7 +190,7 @@ def test_the_number_of_regions_is_bounded(connected: Guest) -> None:
 
 
 def test_refusals_are_logged_up_to_a_bound() -> None:
-    stream = io.StringIO()
+    stream = io.BytesIO()
     log = EventLog(stream, max_refusals=3)
     for number in range(10):
         log.refused(f"reason {number}")
@@ -200,14 +199,73 @@ def test_refusals_are_logged_up_to_a_bound() -> None:
 
 
 def test_the_log_as_a_whole_is_bounded() -> None:
-    stream = io.StringIO()
-    log = EventLog(stream, max_characters=1000)
+    stream = io.BytesIO()
+    log = EventLog(stream, max_bytes=1000)
     for _ in range(1000):
         log.event("map")
     events = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
     assert events[-1] == "log-full"
     assert set(events[:-1]) == {"map"}
     assert len(stream.getvalue()) < 1200
+
+
+class SmallDisk(io.BytesIO):
+    """A file on a disk with so many bytes free."""
+
+    def __init__(self, free: int) -> None:
+        super().__init__()
+        self.free = free
+
+    def write(self, data: Any, /) -> int:
+        if not self.free:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = super().write(data[: self.free])
+        self.free -= written
+        return written
+
+
+def test_lines_that_a_full_disk_did_not_take_are_counted_in_the_next_one() -> None:
+    disk = SmallDisk(free=1000)
+    log = EventLog(disk)
+    log.event("first")
+    disk.free = 0
+    for _ in range(3):
+        log.event("lost")
+    disk.free = 1000
+    log.event("next", size=7)
+    log.event("after")
+    lines = [json.loads(line) for line in disk.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["first", "next", "after"]
+    assert (lines[1]["lost"], lines[1]["size"]) == (3, 7)
+    assert "lost" not in lines[2]
+
+
+def test_a_line_that_a_full_disk_cut_spoils_no_other() -> None:
+    disk = SmallDisk(free=10)
+    log = EventLog(disk)
+    log.event("cut")
+    log.event("lost")
+    disk.free = 1000
+    log.event("next")
+    cut, line = disk.getvalue().splitlines()
+    assert len(cut) == 10
+    assert json.loads(line)["lost"] == 2
+
+
+@pytest.fixture
+def full_log(tmp_path: Path) -> None:
+    """Let the daemon's log be a file that takes nothing."""
+    (tmp_path / "log").symlink_to("/dev/full")
+
+
+@pytest.mark.usefixtures("full_log")
+def test_a_guest_that_filled_the_disk_is_still_served(request: pytest.FixtureRequest) -> None:
+    guest = request.getfixturevalue("guest")
+    guest.write(*guest.create(b"file"), b"data")
+    guest.map(guest.lookup(b"file"))
+    with pytest.raises(OSError, match="Invalid argument"):
+        guest.fuse(1, 1, b"no end")
+    assert guest.getattr().links >= 2
 
 
 def test_a_hostile_guest_does_not_fill_the_disk(guest: Guest) -> None:
@@ -221,10 +279,10 @@ def test_a_hostile_guest_does_not_fill_the_disk(guest: Guest) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--socket", "s", "--shared", "nowhere"], "not a directory"),
-        (["--socket", "s", "--shared", ".", "--window", "4096"], "not a multiple"),
-        (["--socket", "s", "--shared", ".", "--window", "0"], "not a multiple"),
-        (["--socket", "s", "--shared", ".", "--tag", "x" * 37], "not 1 to 36 bytes"),
+        (["--fd", "0", "--shared", "nowhere"], "not a directory"),
+        (["--fd", "0", "--shared", ".", "--window", "4096"], "not a multiple"),
+        (["--fd", "0", "--shared", ".", "--window", "0"], "not a multiple"),
+        (["--fd", "0", "--shared", ".", "--tag", "x" * 37], "not 1 to 36 bytes"),
         (["--shared", "."], "required"),
     ],
 )
@@ -235,21 +293,3 @@ def test_a_command_line_that_can_not_be_served_says_why(
         main([*options, "--log", str(tmp_path / "log")])
     assert ended.value.code == 2
     assert reason in capsys.readouterr().err
-
-
-def test_a_socket_that_it_made_is_removed(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    argv = [sys.executable, "-m", "hostfault.hostside.daxfs", "--socket", str(path)]
-    with (
-        subprocess.Popen(
-            [*argv, "--shared", str(tmp_path), "--log", "/dev/stdout"], stdout=subprocess.PIPE
-        ) as daemon,
-        socket.socket(socket.AF_UNIX) as main,
-    ):
-        assert daemon.stdout is not None
-        assert json.loads(daemon.stdout.readline())["event"] == "listening"
-        main.connect(str(path))
-        assert json.loads(daemon.stdout.readline())["event"] == "connected"
-        main.close()
-        assert daemon.wait(10) == 0
-    assert not path.exists()

@@ -28,12 +28,12 @@ def ask(served: session.Session, opcode: int, body: bytes) -> int:
 
 
 @pytest.fixture
-def stream() -> io.StringIO:
-    return io.StringIO()
+def stream() -> io.BytesIO:
+    return io.BytesIO()
 
 
 @pytest.fixture
-def served(tmp_path: Path, stream: io.StringIO) -> session.Session:
+def served(tmp_path: Path, stream: io.BytesIO) -> session.Session:
     log = EventLog(stream)
     window = Window(1 << 21, lambda request, where, fd: True, log)
     started = session.Session(Share(Nodes(tmp_path), Handles(), window, log))
@@ -49,7 +49,7 @@ def raising(error: Exception) -> session.Operation:
 
 
 def test_an_unexpected_exception_is_an_error_reply_and_a_line_in_the_log(
-    served: session.Session, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    served: session.Session, stream: io.BytesIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "OPERATIONS", {GETATTR: raising(RuntimeError("oops"))})
     assert ask(served, GETATTR, b"") == -5
