@@ -181,7 +181,7 @@ class Lab:
         if "kvm" in self._settings.require and (wanted == "emulated" or self._settings.host_kernel):
             raise UsageError(
                 "--require kvm wants this machine's own kernel to be tested: "
-                "leave it out, or --host emulated and --host-kernel"
+                "leave out --host emulated and --host-kernel, or --require kvm"
             )
         if wanted == "emulated":
             return self._emulated(), "asked for with --host emulated"
