@@ -13,7 +13,9 @@ from hostfault.study.plan import Cell
 from hostfault.study.run import ENOUGH, Result
 from hostfault.study.stats import whom
 
-COLOURS = {"array": "#0b6aa8", "hash": "#c2571a"}
+COLOURS = {"array": "#0b6aa8", "hash": "#c2571a", "keep": "#2a7f4f"}
+OFFSETS = {"array": -0.24, "hash": 0.0, "keep": 0.24}
+LABELS = {"array": "array, oldest entry out", "hash": "hash", "keep": "array, entries kept"}
 BLAMES = {
     "culprit": ("the task that touched the page", "#2a7f4f"),
     "other": ("another that touches a bad page", "#a5c882"),
@@ -94,15 +96,16 @@ def _dots(
     legend: str,
 ) -> None:
     for cell in cells:
-        left = -0.16 if cell.lookup == "array" else 0.16
-        faults = sorted(min(result.faults, ENOUGH) for result in results[cell.key])
-        spread = [0.2 * (at / max(1, len(faults) - 1) - 0.5) for at in range(len(faults))]
-        at = ticks.index(place(cell)) + left
-        axes.plot(
-            [at + each for each in spread], faults, "o", ms=4, color=COLOURS[cell.lookup], alpha=0.7
-        )
-    for lookup, colour in COLOURS.items():
-        axes.plot([], [], "o", color=colour, label=lookup)
+        runs = sorted((min(each.faults, ENOUGH), each.outcome) for each in results[cell.key])
+        for number, (faults, outcome) in enumerate(runs):
+            spread = 0.2 * (number / max(1, len(runs) - 1) - 0.5)
+            at = ticks.index(place(cell)) + OFFSETS[cell.lookup] + spread
+            mark = "x" if outcome == "queue-full" else "o"
+            axes.plot([at], [faults], mark, ms=4, color=COLOURS[cell.lookup], alpha=0.7)
+    for lookup in dict.fromkeys(cell.lookup for cell in cells):
+        axes.plot([], [], "o", color=COLOURS[lookup], label=LABELS[lookup])
+    if any(each.outcome == "queue-full" for cell in cells for each in results[cell.key]):
+        axes.plot([], [], "x", color="#555555", label="stopped by KVM's full queue")
     axes.axhline(ENOUGH, color="#555555", lw=0.8, ls="--")
     axes.text(len(ticks) - 0.5, ENOUGH * 1.1, "cut off: spins", ha="right", color="#555555")
     axes.set_yscale("log")
@@ -115,7 +118,9 @@ def _dots(
 def _blame(axes: Any, _: Sequence[Cell], results: Mapping[str, list[Result]]) -> None:
     """Who is on the vCPU at the exit, one bar an arrangement."""
     bars = {
-        f"{title}\n{_regime(cell)}": [whom(each) for each in results[cell.key] if each.blame]
+        f"{title}\n{_regime(cell)}": [
+            whom(each) for each in results[cell.key] if each.outcome == "exit"
+        ]
         for title, cell in _blame_cells()
         if cell.key in results
     }

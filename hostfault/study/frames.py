@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -22,6 +23,22 @@ def slot(gfn: int, slots: int) -> int:
 def alone(gfns: Sequence[int], slots: int) -> int:
     """How many of the frames share their slot with none of the others."""
     return list(Counter(slot(gfn, slots) for gfn in gfns).values()).count(1)
+
+
+def none_alone(number: int, slots: int) -> float:
+    """The share of random draws of ``number`` frames in which none is alone in its slot.
+
+    Exact, for frames that fall into every slot with the same probability: by inclusion and
+    exclusion over the slots that hold exactly one frame.
+    """
+    ways = sum(
+        (-1) ** single
+        * math.comb(slots, single)
+        * math.perm(number, single)
+        * (slots - single) ** (number - single)
+        for single in range(min(number, slots) + 1)
+    )
+    return float(ways / slots**number)
 
 
 def choose(kind: str, gfns: Sequence[int], number: int, rng: random.Random) -> list[int]:

@@ -27,7 +27,7 @@ class Cell:
     """One arrangement, run several times."""
 
     fix: str  # one of SERIES: what is done about a failure
-    lookup: str = ""  # "hash" | "array", of an error table
+    lookup: str = ""  # of an error table: "hash" | "array" | "keep", see the patch series
     slots: int = 0  # of an error table
     tasks: int = 128  # the thread's case: 128 tasks of which 32 ...
     bad: int = 32  # ... touch a page that is gone, each one of its own
@@ -61,8 +61,8 @@ class Cell:
 
 def full() -> list[Cell]:
     """Every cell of the study."""
-    parts = (_sizes_of_table(), _slow(), _at_once(), _request(), _colliding(), _crowds())
-    return [cell for part in (*parts, _vcpus(), _others()) for cell in part]
+    tables = (_sizes_of_table(), _keeping(), _slow(), _at_once(), _colliding(), _crowds())
+    return [cell for part in (*tables, _request(), _vcpus(), _others()) for cell in part]
 
 
 def quick() -> list[Cell]:
@@ -91,11 +91,19 @@ def _sizes_of_table() -> list[Cell]:
     return [_table(lookup, slots) for lookup in ("array", "hash") for slots in SLOTS]
 
 
+def _keeping() -> list[Cell]:
+    """An array whose entries stay until they are hit: the newer failure is dropped."""
+    return [_table("keep", slots) for slots in (1, 4, 8, 16)]
+
+
 def _slow() -> list[Cell]:
     """The same with a device that takes its time, and nobody that arranges the order."""
-    in_turn = [_slow_table("array", slots, "rr") for slots in (1, 8, 64)]
-    fair = [("array", 1), ("array", 4), ("array", 16), ("array", 64), ("hash", 8), ("hash", 64)]
-    return in_turn + [_slow_table(*kind, "fair") for kind in fair]
+    smallest = [_slow_table("array", 1, policy) for policy in ("rr", "fair")]
+    in_turn = [_slow_table("array", slots, "rr") for slots in (8, 64)]
+    kinds = [("array", 4), ("array", 16), ("array", 64), ("hash", 8), ("hash", 64)]
+    fair = [_slow_table(*kind, "fair") for kind in kinds]
+    kept = replace(_slow_table("keep", 1, "fair"), repeats=KEY)
+    return [replace(cell, repeats=KEY) for cell in smallest] + in_turn + fair + [kept]
 
 
 def _at_once() -> list[Cell]:
@@ -136,21 +144,20 @@ def _vcpus() -> list[Cell]:
         _slow_table("array", 64, "fair"),
         Cell("exit-request", policy="fair", delay=SLOW),
     ]
-    return [
-        replace(cell, vcpus=vcpus, move=move, repeats=FEW) for cell in kinds for vcpus, move in ways
-    ]
+    every = [(cell, *way) for cell in kinds for way in ways]
+    # What stays behind where a task has gone away blocks a table that keeps its entries.
+    every += [(_slow_table("keep", 1, "fair"), vcpus, True) for vcpus in (2, 4)]
+    return [replace(cell, vcpus=vcpus, move=move, repeats=FEW) for cell, vcpus, move in every]
 
 
 def _others() -> list[Cell]:
     """What needs no table, what does nothing, and the control."""
-    cells = [
-        Cell("fail-at-once"),
-        Cell("fail-at-once", policy="fair"),
-        Cell("stock", delay=SLOW),
-        Cell("stock", delay=SLOW, policy="fair"),
+    answers = [Cell("fail-at-once", policy=policy) for policy in ("rr", "fair")]
+    answers += [Cell("stock", delay=SLOW, policy=policy) for policy in ("rr", "fair")]
+    others = [
         Cell("stock", bad=64, delay=VERY_SLOW),
         Cell("stock", bad=128, delay=VERY_SLOW),
         Cell("stock", delay=SLOW, gone=False),
         replace(_slow_table("array", 1, "rr"), async_pf=False),
     ]
-    return [replace(cell, repeats=FEW) for cell in cells]
+    return answers + [replace(cell, repeats=FEW) for cell in others]

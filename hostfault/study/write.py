@@ -19,6 +19,9 @@ from hostfault.study.stats import Middle, Share, Summary
 
 TWO_ROUNDS = 64  # faults: every one of 32 tasks has failed twice
 
+HASHES = (8, 16, 32, 64)  # slots
+CROWDS = (16, 32, 64, 128)  # tasks
+
 Column = tuple[str, Callable[[Cell, Summary], str]]
 
 
@@ -34,7 +37,10 @@ def write(cells: Sequence[Cell], results: Sequence[Result], document: Path) -> l
     data.write_text(_lines([{**dataclasses.asdict(each)} for each in found.values()]))
     runs = folder / "runs.json"
     runs.write_text(_lines([dataclasses.asdict(each) for each in _sorted(cells, results)]))
-    known = tables(cells, found) | {"alone": alone_table(cells, results)}
+    known = tables(cells, found) | {
+        "alone": alone_table(cells, results),
+        "draws": draws_table(),
+    }
     document.write_text(fill(document.read_text(), known))
     return [document, data, runs, *figures.draw(cells, results, folder)]
 
@@ -83,6 +89,23 @@ def alone_table(cells: Sequence[Cell], results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def draws_table() -> str:
+    """How often chance leaves no frame alone in its slot, in per cent; calculated."""
+    lines = [f"| bad tasks | {' | '.join(f'hash of {slots}' for slots in HASHES)} |"]
+    lines.append(f"| --- |{' --- |' * len(HASHES)}")
+    for number in CROWDS:
+        shares = [_per_cent(frames.none_alone(number, slots)) for slots in HASHES]
+        lines.append(f"| {number} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def _per_cent(share: float) -> str:
+    """With two digits that say something, at either end."""
+    if share < 0.001:
+        return "< 0.1 %"
+    return "> 99.9 %" if share > 0.999 else f"{share * 100:.1f} %"
+
+
 def _hashed(cell: Cell) -> bool:
     return cell.lookup == "hash" and bool(cell.behind) and cell.bad == TWO_ROUNDS // 2
 
@@ -106,6 +129,11 @@ def _count(value: float) -> str:
     return f"≥ {ENOUGH:,}" if value >= ENOUGH else f"{value:,.0f}"
 
 
+def _exits(_: Cell, row: Summary) -> str:
+    full = row.outcomes.get("queue-full", 0)
+    return _share(row.exits) + (f", queue full {full}" if full else "")
+
+
 def _outcomes(_: Cell, row: Summary) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(row.outcomes.items()))
 
@@ -125,12 +153,15 @@ def _arrangement(cell: Cell, _: Summary) -> str:
 
 
 def _fix(cell: Cell, _: Summary) -> str:
-    return f"{cell.lookup} of {cell.slots}" if cell.lookup else cell.fix
+    if not cell.lookup:
+        return cell.fix
+    return f"{NAMES.get(cell.lookup, cell.lookup)} of {cell.slots}"
 
 
+NAMES = {"keep": "kept array"}
 FIX: Column = ("fix", _fix)
 CASE: Column = ("case", _arrangement)
-EXITS: Column = ("exits", lambda _, row: _share(row.exits))
+EXITS: Column = ("exits", _exits)
 OUTCOMES: Column = ("outcomes", _outcomes)
 FAULTS: Column = ("faults to the end, median", lambda _, row: _middle(row.faults))
 PER_FRAME: Column = ("per frame, mean", lambda _, row: f"{row.per_frame:.1f}")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import random
 import subprocess
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from hostfault.guest.talk import steps
 from hostfault.hostside.tracing import Tracer
 from hostfault.image import guest
 from hostfault.study import __main__ as study
-from hostfault.study import blame, figures, frames, plan, stats, write
+from hostfault.study import blame, figures, frames, plan, run, stats, write
 from hostfault.study.blame import Blame
 from hostfault.study.crowd import Armed, Task
 from hostfault.study.plan import Cell
@@ -67,6 +70,20 @@ def test_what_conclusions_rest_on_is_repeated_twenty_times() -> None:
     threads_case = [cell for cell in plan.full() if cell.behind and cell.bad == 32]
     assert {cell.slots for cell in threads_case} == set(plan.SLOTS)
     assert all(cell.repeats >= 20 for cell in threads_case if cell.frames == "random")
+    smallest = Cell("error-table", "array", 1)
+    answers = [
+        Cell("fail-at-once"),
+        Cell("stock", delay=plan.SLOW),
+        Cell("exit-request"),
+        smallest,
+        replace(smallest, delay=plan.SLOW),
+        replace(smallest, lookup="keep", delay=plan.SLOW),
+    ]
+    repeats = {cell.key: cell.repeats for cell in plan.full()}
+    for cell in answers:
+        fair = replace(cell, policy="fair").key
+        assert repeats[fair] >= 20
+        assert repeats.get(cell.key, 20) >= 20
 
 
 def test_a_study_cut_short_has_its_share_of_every_cell() -> None:
@@ -112,6 +129,23 @@ def test_a_line_that_a_killed_study_left_half_written_is_passed_over(tmp_path: P
     assert study.load(path) == [first, second]
 
 
+def test_an_exit_without_a_hit_is_not_the_tables(tmp_path: Path) -> None:
+    table, stock, request = Cell("error-table", "hash", 8), Cell("stock"), Cell("exit-request")
+    exits = [replace(result(cell), hit=0) for cell in (table, stock, request)]
+    outcomes = [run.told_apart(each).outcome for each in (*exits, result(table))]
+    assert outcomes == ["queue-full", "queue-full", "exit", "exit"]
+    assert run.told_apart(replace(exits[0], outcome="spin")).outcome == "spin"
+    study._append(tmp_path / "full.jsonl", exits[:1])
+    assert study.load(tmp_path / "full.jsonl") == [replace(exits[0], outcome="queue-full")]
+
+
+def test_results_of_before_a_count_was_known_are_read(tmp_path: Path) -> None:
+    data = dataclasses.asdict(result(Cell("stock"), outcome="spin"))
+    del data["dropped"]
+    (tmp_path / "full.jsonl").write_text(json.dumps(data) + "\n")
+    assert study.load(tmp_path / "full.jsonl") == [result(Cell("stock"), outcome="spin")]
+
+
 # --- frames -------------------------------------------------------------------------------
 
 
@@ -144,6 +178,18 @@ def test_a_frame_is_alone_if_no_other_has_its_slot() -> None:
     stranger = next(gfn for gfn in WINDOW if frames.slot(gfn, 64) != frames.slot(gfns[0], 64))
     assert (frames.alone(gfns, 64), frames.alone([*gfns, stranger], 64)) == (0, 1)
     assert frames.alone(gfns[:1], 1) == 1
+
+
+def test_the_share_of_draws_that_leave_no_frame_alone_is_that_of_all_draws() -> None:
+    for number, slots in ((1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (2, 6)):
+        draws = list(itertools.product(range(slots), repeat=number))
+        none = [draw for draw in draws if 1 not in Counter(draw).values()]
+        assert frames.none_alone(number, slots) == pytest.approx(len(none) / len(draws))
+
+
+def test_chance_leaves_a_frame_alone_in_16_slots_with_32_tasks_but_not_with_128() -> None:
+    shares = [round(100 * frames.none_alone(number, 16), 1) for number in (32, 64, 128)]
+    assert shares == [0.4, 28.7, 96.5]
 
 
 # --- blame --------------------------------------------------------------------------------
@@ -212,7 +258,7 @@ def test_the_median_of_a_few_has_all_of_them_as_its_interval() -> None:
 
 def test_a_summary_counts_exits_and_culprits_apart() -> None:
     cell = Cell("exit-request")
-    other = dataclasses.replace(result(cell, 1, faults=2), blame="kernel", named=True)
+    other = replace(result(cell, 1, faults=2), blame="kernel", named=True)
     row = stats.summary(cell, [result(cell, 0), other, result(cell, 2, "spin", 2003)])
     assert (row.exits.yes, row.exits.of) == (2, 3)
     assert (row.culprits.yes, row.culprits.of) == (1, 2)
@@ -221,10 +267,19 @@ def test_a_summary_counts_exits_and_culprits_apart() -> None:
 
 
 def test_a_culprit_other_than_the_one_that_the_exit_names_is_told_apart() -> None:
-    named = dataclasses.replace(result(Cell("exit-request")), named=True, named_is_blamed=False)
+    named = replace(result(Cell("exit-request")), named=True, named_is_blamed=False)
     assert stats.whom(named) == "other"
-    assert stats.whom(dataclasses.replace(named, named_is_blamed=True)) == "culprit"
-    assert stats.whom(dataclasses.replace(named, blame="busy")) == "busy"
+    assert stats.whom(replace(named, named_is_blamed=True)) == "culprit"
+    assert stats.whom(replace(named, blame="busy")) == "busy"
+
+
+def test_a_full_queue_is_not_counted_as_an_exit() -> None:
+    cell = Cell("error-table", "hash", 8, bad=128, behind=1)
+    full = run.told_apart(replace(result(cell, 1), hit=0))
+    rows = write.summaries([cell], [result(cell, 0), full])
+    assert (rows[cell.key].exits.yes, rows[cell.key].exits.of) == (1, 2)
+    assert rows[cell.key].blames == {"culprit": 1}
+    assert "| 1/2 (9 to 91 %), queue full 1 |" in write.tables([cell], rows)["crowds"]
 
 
 # --- document -----------------------------------------------------------------------------
@@ -253,7 +308,7 @@ def test_hashes_are_told_apart_by_whether_a_frame_is_alone_in_its_slot() -> None
     cell = Cell("error-table", "hash", 64, behind=1)
     crowded = tuple(frames.choose("collide", WINDOW, 2, random.Random(1)))
     loner = result(cell, 0)
-    others = dataclasses.replace(result(cell, 1, faults=900), gfns=crowded)
+    others = replace(result(cell, 1, faults=900), gfns=crowded)
     text = write.alone_table([cell], [loner, others])
     assert "| some | 1/1 (21 to 100 %) | 32 (32 to 32) |" in text
     assert "| none | 0/1 (0 to 79 %) | 900 (900 to 900) |" in text
@@ -273,7 +328,7 @@ def test_the_document_in_the_project_has_every_table() -> None:
 def test_the_data_in_the_project_is_of_this_plan() -> None:
     folder = study.DOCUMENT.with_suffix("")
     keys = {cell.key for cell in plan.full()}
-    assert {run["cell"] for run in json.loads((folder / "runs.json").read_text())} <= keys
+    assert {each["cell"] for each in json.loads((folder / "runs.json").read_text())} <= keys
 
 
 def test_figures_are_drawn_and_the_same_data_gives_the_same_file(tmp_path: Path) -> None:
