@@ -160,13 +160,41 @@ def main() -> int:
         ).absolute()
         try:
             place.mkdir(exist_ok=not asked.keep)
-            return _demonstrate(place, load()[asked.kernel], asked.bisect)
+            shown = demonstrate(place, load()[asked.kernel], asked.bisect)
         except (HostfaultError, OSError, KeyError) as error:
             print(f"bisect-demo: {error}", file=sys.stderr)
             return 2
+    _show(shown.steps)
+    print(f"bisect-demo: {'right' if shown.right else 'WRONG'}: found {shown.found or 'nothing'!r}")
+    return 0 if shown.right else 1
 
 
-def _demonstrate(place: Path, entry: CatalogEntry, options: Sequence[str]) -> int:
+@dataclass(frozen=True)
+class Shown:
+    """What a bisection of the history came to."""
+
+    code: int  # of git bisect run
+    found: str  # subject of the commit that it ended at
+    steps: tuple[dict[str, Any], ...]  # step.json of each, in the order in which they were made
+
+    @property
+    def untestable(self) -> set[str]:
+        """The subjects of the commits that were skipped."""
+        skipped = (s for s in self.steps if s["decision"] == Decision.UNTESTABLE.value)
+        return {step["subject"] for step in skipped}
+
+    @property
+    def right(self) -> bool:
+        """Whether the fix was found, and those skipped that cannot be tested, and no others."""
+        answer = (self.code, self.found, self.untestable)
+        return answer == (0, FIX, {DOES_NOT_BUILD, DOES_NOT_BOOT})
+
+
+def demonstrate(place: Path, entry: CatalogEntry, options: Sequence[str]) -> Shown:
+    """Make the history from a packaged kernel's source, and bisect it with ci/bisect.
+
+    ``place`` gets the tree and what every step left.
+    """
     tree, artifacts = place / "linux", place / "steps"
     print(f"... unpacking the source of {entry.release}", flush=True)
     _unpack(entry, tree)
@@ -178,28 +206,20 @@ def _demonstrate(place: Path, entry: CatalogEntry, options: Sequence[str]) -> in
     words = [str(PROJECT / "ci" / "bisect"), "--artifacts", str(artifacts), *options]
     code = subprocess.call(["git", "bisect", "run", *words], cwd=tree)
     answer = found(tree)
-    right = code == 0 and answer == FIX and _skips_what_git_left_out(tree, ids, artifacts, words)
-    _show(_steps(artifacts))
-    print(f"bisect-demo: {'right' if right else 'WRONG'}: found {answer or 'nothing'!r}")
-    return 0 if right else 1
+    _test_what_git_left_out(tree, ids, artifacts, words)
+    return Shown(code, answer, tuple(_steps(artifacts)))
 
 
-def _skips_what_git_left_out(
+def _test_what_git_left_out(
     tree: Path, ids: dict[str, str], artifacts: Path, words: Sequence[str]
-) -> bool:
-    """Whether the untestable commits are skipped, also one that git did not happen to ask for."""
+) -> None:
+    """Test by hand the untestable commits that git did not happen to ask for."""
     asked = {step["subject"] for step in _steps(artifacts)}
     git(tree, "bisect", "reset")
     for subject in {DOES_NOT_BUILD, DOES_NOT_BOOT} - asked:
         print(f"... git did not ask for {subject!r}, so it is asked for by hand", flush=True)
         git(tree, "checkout", "--quiet", ids[subject])
         subprocess.call(words, cwd=tree)
-    untestable = {
-        step["subject"]
-        for step in _steps(artifacts)
-        if step["decision"] == Decision.UNTESTABLE.value
-    }
-    return untestable == {DOES_NOT_BUILD, DOES_NOT_BOOT}
 
 
 def _unpack(entry: CatalogEntry, tree: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hostfault.bisect import build
-from hostfault.bisect.codes import TERMS, Decision
+from hostfault.bisect import build, fixes
+from hostfault.bisect.codes import TERMS, BrokenHarnessError, Decision
 from hostfault.bisect.decide import (
     Outcome,
     Rule,
@@ -303,6 +303,62 @@ def test_the_proof_that_this_machine_can_compile_leaves_nothing(
     assert len(compiler.ccaches) == 1
     assert [each for each in (tmp_path / "cache").rglob("*") if each.is_dir()] == [
         tmp_path / "cache" / build.COMPILED
+    ]
+
+
+# --- the fixes ---
+
+FIXED, UNFIXED = (PASSED, VerdictKind.VM_EXIT), (FAILED, SPIN)
+
+
+def tester_of(runs: dict[str, RunResult]) -> fixes.Test:
+    """Stands in for pytest: what each kernel comes to."""
+
+    def run(kernel: str, folder: Path) -> RunResult:
+        assert folder.name == kernel
+        if kernel not in runs:
+            raise BrokenHarnessError("no test is selected")
+        return runs[kernel]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("cases", "code", "words"),
+    [
+        ([FIXED, (PASSED, OK)], fixes.ALL_RIGHT, "| ok, vm-exit | fixed | "),
+        ([FIXED, UNFIXED], fixes.NOT_FIXED, "    t1: spin: "),
+        ([FIXED, (ERROR, None)], fixes.TROUBLE, "    t1: error: "),
+        ([FIXED, (SKIPPED, None)], fixes.TROUBLE, "    t1: skipped: "),
+        ([(PASSED, OK)], fixes.TROUBLE, "    no case ended in vm-exit"),
+        ([], fixes.TROUBLE, "| no verdict: no test ran | not as it must be | "),
+    ],
+)
+def test_a_fix_is_one_if_every_case_passes_and_one_exits(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    cases: list[tuple[Outcome, VerdictKind | None]],
+    code: int,
+    words: str,
+) -> None:
+    tests = tester_of({"7.3.4+one": run_of(*cases)})
+    assert fixes.check(tests, ["7.3.4"], ["one"], tmp_path) == code
+    assert words in capsys.readouterr().out
+
+
+def test_every_fix_is_tested_on_every_kernel_whatever_came_of_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {"6.12+two": run_of(FIXED), "7.3.4+one": run_of(UNFIXED), "7.3.4+two": run_of(FIXED)}
+    assert (
+        fixes.check(tester_of(runs), ["7.3.4", "6.12"], ["one", "two"], tmp_path) == fixes.TROUBLE
+    )
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fixes: ")]
+    assert [line.split(" | ")[0] for line in lines] == [
+        "fixes: 7.3.4+one",
+        "fixes: 7.3.4+two",
+        "fixes: 6.12+one",
+        "fixes: 6.12+two",
     ]
 
 

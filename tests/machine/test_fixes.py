@@ -1,0 +1,23 @@
+"""The fixes, for real: each turns the spin into an exit. ci/fixes does so for every case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hostfault.bisect.fixes import FIXES
+from hostfault.kernel.catalog import newest
+from hostfault.lab import Lab
+from hostfault.model import Access, Fault, Scenario, VerdictKind
+from hostfault.settings import Settings
+
+SCENARIO = Scenario("virtiofs-dax", Fault.ZERO, Access.LOAD, async_pf=True)
+
+
+@pytest.mark.timeout(600)  # KVM is compiled, and the first time its base is made
+@pytest.mark.parametrize("fix", FIXES)
+def test_a_fix_turns_the_spin_into_an_exit(fix: str, tmp_path: Path) -> None:
+    with Lab(Settings(host="emulated", host_kernel=f"{newest()}+{fix}"), print) as lab:
+        verdict = lab.run(SCENARIO, tmp_path).verdict
+    assert verdict.kind is VerdictKind.VM_EXIT, verdict.summary
