@@ -311,7 +311,7 @@ def test_the_proof_that_this_machine_can_compile_leaves_nothing(
 FIXED, UNFIXED = (PASSED, VerdictKind.VM_EXIT), (FAILED, SPIN)
 
 
-def tester_of(runs: dict[str, RunResult]) -> fixes.Test:
+def coming_to(runs: dict[str, RunResult]) -> fixes.Test:
     """Stands in for pytest: what each kernel comes to."""
 
     def run(kernel: str, folder: Path) -> RunResult:
@@ -341,7 +341,7 @@ def test_a_fix_is_one_if_every_case_passes_and_one_exits(
     code: int,
     words: str,
 ) -> None:
-    tests = tester_of({"7.3.4+one": run_of(*cases)})
+    tests = coming_to({"7.3.4+one": run_of(*cases)})
     assert fixes.check(tests, ["7.3.4"], ["one"], tmp_path) == code
     assert words in capsys.readouterr().out
 
@@ -351,7 +351,7 @@ def test_every_fix_is_tested_on_every_kernel_whatever_came_of_the_others(
 ) -> None:
     runs = {"6.12+two": run_of(FIXED), "7.3.4+one": run_of(UNFIXED), "7.3.4+two": run_of(FIXED)}
     assert (
-        fixes.check(tester_of(runs), ["7.3.4", "6.12"], ["one", "two"], tmp_path) == fixes.TROUBLE
+        fixes.check(coming_to(runs), ["7.3.4", "6.12"], ["one", "two"], tmp_path) == fixes.TROUBLE
     )
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fixes: ")]
     assert [line.split(" | ")[0] for line in lines] == [
