@@ -6,12 +6,27 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from hostfault.errors import LaunchError
+
+RUN_GRACE = 30.0  # seconds; mmdebstrap removes a tree of hundreds of megabytes after SIGTERM
+
+# Is told a process group. $1: tenths of a second between TERM and KILL.
+_GUARD = """
+read -r group || exit
+read -r word && exit
+kill -s TERM -- "-$group"
+left=$1
+while [ "$left" -gt 0 ] && kill -s 0 -- "-$group"; do
+    sleep 0.1
+    left=$((left - 1))
+done
+kill -s KILL -- "-$group"
+"""
 
 
 def shell_line(argv: Sequence[str]) -> str:
@@ -41,29 +56,61 @@ def run(
 ) -> str:
     """Run a program to its end and return its standard output.
 
-    ``timeout`` is in seconds. Raises :class:`LaunchError` with the end of its output if it is
-    missing, fails or takes longer.
+    ``timeout`` is in seconds. It gets a process group of its own, of which nothing is left when
+    this returns or raises, nor soon after this process was killed. Raises :class:`LaunchError`
+    with the end of its output if it is missing, fails or takes longer.
     """
-    try:
-        done = subprocess.run(
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
             list(argv),
             env=dict(env) if env is not None else None,
             cwd=cwd,
-            input=input_text,
-            stdin=subprocess.DEVNULL if input_text is None else None,
-            capture_output=True,
+            stdin=subprocess.DEVNULL if input_text is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=timeout,
-            check=False,
+            start_new_session=True,
         )
+
+    try:
+        with _guarded(start, RUN_GRACE) as child:
+            out, err = child.communicate(input_text, timeout)
     except OSError as error:
         raise LaunchError(what, argv, None, str(error)) from error
     except subprocess.TimeoutExpired as error:
         raise LaunchError(what, argv, None, f"still running after {timeout:.0f} s") from error
-    if done.returncode != 0:
-        raise LaunchError(what, argv, done.returncode, (done.stdout + done.stderr)[-4000:])
-    return done.stdout
+    if child.returncode != 0:
+        raise LaunchError(what, argv, child.returncode, (out + err)[-4000:])
+    return out
+
+
+@contextmanager
+def _guarded(
+    start: Callable[[], subprocess.Popen[str]], grace: float
+) -> Iterator[subprocess.Popen[str]]:
+    """A child whose process group ends with the block, or when this process is killed within it.
+
+    For the latter a shell waits for a word or, when we are gone, the end of its input.
+    PR_SET_PDEATHSIG would reach the child alone, and what it started would live on.
+    """
+    guard = subprocess.Popen(
+        ["sh", "-c", _GUARD, "sh", str(round(grace * 10))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert guard.stdin is not None
+    with guard, start() as child:
+        try:
+            guard.stdin.write(f"{child.pid}\n".encode())
+            guard.stdin.flush()
+            yield child
+        finally:
+            end(child, grace)
+            guard.communicate(b"over\n")
 
 
 @contextmanager
@@ -76,15 +123,17 @@ def spawn(
     stdout: int | IO[bytes] | None = None,
     pass_fds: Sequence[int] = (),
     grace: float = 3.0,
+    death_signal: str = "KILL",
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program for as long as the ``with`` block lasts.
 
-    It gets a process group of its own, dies with this process (``setpriv --pdeathsig``: call
-    this from a thread that lives as long as the child should), writes to ``log`` (standard error
+    It gets a process group of its own, gets ``death_signal`` when this process dies
+    (``setpriv --pdeathsig``: call this from a thread that lives as long as the child should),
+    writes to ``log`` (standard error
     always, standard output unless given), and is ended by TERM, then after ``grace`` seconds by
     KILL, and reaped. Raises :class:`LaunchError` if it cannot be started.
     """
-    line = ["setpriv", "--pdeathsig", "KILL", "--", *argv]
+    line = ["setpriv", "--pdeathsig", death_signal, "--", *argv]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as sink:
         sink.write(f"$ {shell_line(argv)}\n".encode())
@@ -107,7 +156,7 @@ def spawn(
         end(child, grace)
 
 
-def end(child: subprocess.Popen[bytes], grace: float = 3.0) -> int:
+def end(child: subprocess.Popen[Any], grace: float = 3.0) -> int:
     """End a child's process group by TERM, then KILL; reap it and return its code."""
     for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
         if child.poll() is not None:

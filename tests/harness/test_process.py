@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import hostfault
+from hostfault import process
 from hostfault.deadline import Deadline, poll
 from hostfault.errors import LaunchError
 from hostfault.process import end, run, shell_line, spawn, tail
@@ -25,13 +27,14 @@ def wait_for_line(log: Path, line: str) -> None:
 
 
 def group_is_gone(group: int) -> bool:
-    """Whether all of it has ended; whoever inherits orphans may be slow to reap them."""
+    """Whether all of a group, or a process, has ended; who inherits orphans may reap them late."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            before, _, after = stat.read_text().rpartition(")")
+            state, _, its_group = after.split()[:3]
         except OSError:
             continue  # ended meanwhile
-        if int(its_group) == group and state != "Z":
+        if str(group) in (its_group, before.split()[0]) and state != "Z":
             return False
     return True
 
@@ -80,6 +83,60 @@ def test_a_program_that_takes_too_long_is_ended_and_told() -> None:
     with pytest.raises(LaunchError, match="still running after"):
         run(["sleep", "60"], what="sleep", timeout=0.2)
     assert time.monotonic() - started < 30
+
+
+def wait_for_number(path: Path) -> int:
+    """The number that a program writes to a file, on a line."""
+
+    def look() -> int | None:
+        text = path.read_text() if path.exists() else ""
+        return int(text) if text.endswith("\n") else None
+
+    return poll(Deadline(10.0, f"a number in {path}"), look, interval=0.01)
+
+
+# Says which group it is, starts a child, and tidies up when it is asked to end.
+TIDY = "trap 'echo done >tidied; exit' TERM; sleep 60 & echo $$ >group; wait"
+
+
+def test_children_of_a_program_that_takes_too_long_are_ended_too(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="still running after"):
+        run(["sh", "-c", TIDY], what="sh", timeout=1.0, cwd=tmp_path)
+    wait_until_gone(wait_for_number(tmp_path / "group"))
+    assert (tmp_path / "tidied").exists()
+
+
+def test_children_left_by_a_program_that_was_run_are_ended(tmp_path: Path) -> None:
+    left = "sleep 60 >/dev/null 2>&1 & echo $! >child"
+    run(["sh", "-c", left], what="sh", cwd=tmp_path)
+    wait_until_gone(wait_for_number(tmp_path / "child"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_running_program_and_its_children_end_with_the_harness(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    script = f"from hostfault.process import run\nrun(['sh', '-c', {TIDY!r}], what='sh')\n"
+    root = str(Path(hostfault.__file__).parents[1])
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": root},
+        stderr=subprocess.DEVNULL,
+    ) as harness:
+        group = wait_for_number(tmp_path / "group")
+        harness.send_signal(number)
+    wait_until_gone(group)
+    assert (tmp_path / "tidied").exists()
+
+
+def test_what_ignores_the_end_of_the_harness_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "RUN_GRACE", 0.2)
+    with pytest.raises(LaunchError, match="still running after"):
+        run(["sh", "-c", f"echo $$ >group; {STUBBORN}"], what="sh", timeout=1.0, cwd=tmp_path)
+    wait_until_gone(wait_for_number(tmp_path / "group"))
 
 
 def test_a_logged_command_can_be_pasted_into_a_shell() -> None:
