@@ -93,7 +93,8 @@ def _guarded(
     """A child whose process group ends with the block, or when this process is killed within it.
 
     For the latter a shell waits for a word or, when we are gone, the end of its input.
-    PR_SET_PDEATHSIG would reach the child alone, and what it started would live on.
+    PR_SET_PDEATHSIG would reach the child alone, and what it started would live on. (Between
+    the start of the child and the first word to the shell, nobody watches.)
     """
     guard = subprocess.Popen(
         ["sh", "-c", _GUARD, "sh", str(round(grace * 10))],

@@ -116,7 +116,12 @@ def test_children_left_by_a_program_that_was_run_are_ended(tmp_path: Path) -> No
 def test_a_running_program_and_its_children_end_with_the_harness(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    script = f"from hostfault.process import run\nrun(['sh', '-c', {TIDY!r}], what='sh')\n"
+    # It reads first: input comes when all is set up, and a moment before that nobody watches.
+    program = f"read -r word; {TIDY}"
+    script = (
+        "from hostfault.process import run\n"
+        f"run(['sh', '-c', {program!r}], what='sh', input_text='go\\n')\n"
+    )
     root = str(Path(hostfault.__file__).parents[1])
     with subprocess.Popen(
         [sys.executable, "-c", script],
