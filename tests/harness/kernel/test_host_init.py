@@ -10,11 +10,11 @@ import pytest
 from hostfault.image.recipes import IMAGES
 from hostfault.tools import find_tool
 
-TOOLS = ("sed", "head", "grep", "cat")  # the real ones; all else only pretends
+TOOLS = ("awk", "cat", "head", "sed")  # the real ones; all else only pretends
 # The loader: it logs what the file beside the module says, and that is also why it refuses.
 INSMOD = """#!/bin/sh
 [ -e "$1.refused" ] || exit 0
-cat "$1.refused" >>KMSG
+cat "$1.refused" "$1.refused" >>KMSG  # insmod tries twice
 echo "insmod: can't insert '$1': Invalid argument" >&2
 exit 1
 """
@@ -27,7 +27,7 @@ def machine(tmp_path: Path) -> Path:
     programs.mkdir()
     stand_ins = {
         "insmod": INSMOD.replace("KMSG", f"{tmp_path}/kmsg"),
-        "dmesg": f"#!/bin/sh\nexec cat {tmp_path}/kmsg\n",
+        "dmesg": f"#!/bin/sh\nexec sed 's/^/[    3.297876] /' {tmp_path}/kmsg\n",
         "poweroff": "#!/bin/sh\necho powered off\nkill -9 $PPID\n",
         "switch_root": "#!/bin/sh\necho went on\n",
         **dict.fromkeys(("mount", "mkdir", "cp", "ip", "hostname"), "#!/bin/sh\n"),
@@ -87,7 +87,8 @@ def test_what_was_logged_about_another_module_is_not_told(machine: Path) -> None
 
 
 def test_a_long_log_is_cut_short(machine: Path) -> None:
-    (machine / "modules/kvm.ko.refused").write_text("kvm: Unknown symbol x (err -2)\n" * 500)
+    said = "".join(f"kvm: Unknown symbol x{number} (err -2)\n" for number in range(500))
+    (machine / "modules/kvm.ko.refused").write_text(said)
     lines = boot(machine)
     assert len(lines) == 22
     assert lines[-1] == "powered off"
