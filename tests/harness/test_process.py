@@ -95,8 +95,9 @@ def wait_for_number(path: Path) -> int:
     return poll(Deadline(10.0, f"a number in {path}"), look, interval=0.01)
 
 
-# Says which group it is, starts a child, and tidies up when it is asked to end.
-TIDY = "trap 'echo done >tidied; exit' TERM; sleep 60 & echo $$ >group; wait"
+# Starts a child, says which group it is, and tidies up when it is asked to end. The trap comes
+# second: until it is another program, a child has it too, and a signal would be lost.
+TIDY = "sleep 60 & trap 'echo done >tidied; exit' TERM; echo $$ >group; wait"
 
 
 def test_children_of_a_program_that_takes_too_long_are_ended_too(tmp_path: Path) -> None:
