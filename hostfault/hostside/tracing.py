@@ -7,6 +7,7 @@ instance of our own keeps the counts apart from what else is traced on a shared 
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -22,6 +23,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "kvm_async_pf_ready": ("gva",),
 }
 
+_NAME = "hostfault"
 _ENTRY = re.compile(r"\{ (?P<keys>[^}]*)\} hitcount:\s*(?P<count>\d+)")
 
 
@@ -37,6 +39,14 @@ def histogram(text: str) -> list[tuple[dict[str, int], int]]:
     return entries
 
 
+def instance_name() -> str:
+    """The name for this process's instance.
+
+    It tells whether its owner lives: a pid means something in its own pid namespace only.
+    """
+    return f"{_NAME}-{_namespace()}-{os.getpid()}"
+
+
 class Tracer:
     """Tracepoint counts in a tracing instance of our own."""
 
@@ -45,35 +55,50 @@ class Tracer:
         self._events: list[str] = []
 
     def start(self) -> list[str]:
-        """Begin to count from zero; returns the events that this kernel has.
+        """Begin to count from zero; returns the events that are counted now.
 
-        Raises OSError if tracefs is not there or may not be written.
+        Of :data:`KEYS` only those are missing that this kernel does not have. Raises OSError if
+        tracefs is not there or may not be written, or if an event that is there can't be counted.
         """
         self.stop()
+        _sweep(self._instance.parent)
         self._instance.mkdir(exist_ok=True)
-        for event, keys in KEYS.items():
-            folder = self._instance / "events" / "kvm" / event
-            if not folder.is_dir():
-                continue
-            fields = (folder / "format").read_text()
-            known = [key for key in keys if re.search(rf"\b{key};", fields)]
-            (folder / "trigger").write_text(
-                f"hist:keys={','.join(['common_pid', *known])}:size=16384\n"
-            )
-            self._events.append(event)
-        return self._events
+        try:
+            for event, keys in KEYS.items():
+                if (self._instance / "events" / "kvm" / event).is_dir():
+                    self._count(event, keys)
+                    self._events.append(event)
+        except OSError:
+            self.stop()
+            raise
+        return list(self._events)
 
     def stop(self) -> None:
         """Remove the instance, and with it its triggers."""
-        for event in self._events:
-            trigger = self._instance / "events" / "kvm" / event / "trigger"
-            with suppress(OSError):
-                for line in trigger.read_text().splitlines():
-                    if line and not line.startswith("#"):
-                        trigger.write_text(f"!{line.split(' [')[0]}\n")
         self._events = []
-        with suppress(OSError):
-            self._instance.rmdir()
+        _remove(self._instance)
+
+    def _count(self, event: str, keys: Collection[str]) -> None:
+        """Set an event's trigger, and see that it is set. Raises OSError with the reason."""
+        folder = self._instance / "events" / "kvm" / event
+        if not (folder / "hist").exists():
+            raise OSError(f"{event} can't be counted: the kernel has no CONFIG_HIST_TRIGGERS")
+        fields = (folder / "format").read_text()
+        known = [key for key in keys if re.search(rf"\b{key};", fields)]
+        wanted = f"hist:keys={','.join(['common_pid', *known])}"
+        try:
+            (folder / "trigger").write_text(f"{wanted}:size=16384\n")
+        except OSError as error:
+            raise OSError(f"{event} can't be counted: {error}\n{self._error_log()}") from error
+        if not any(line.startswith(wanted) for line in _triggers(folder)):
+            raise OSError(f"{event} can't be counted: its trigger is not set\n{self._error_log()}")
+
+    def _error_log(self) -> str:
+        """What tracefs has to say about the last command (ftrace.rst, "error_log")."""
+        try:
+            return "\n".join((self._instance / "error_log").read_text().splitlines()[-3:])
+        except OSError:
+            return ""
 
     def counts(
         self, threads: Collection[int], watched: int | None = None, most: int = 64
@@ -113,3 +138,44 @@ class Tracer:
 
     def _read(self, event: str, threads: Collection[int]) -> list[tuple[dict[str, int], int]]:
         return [entry for entry in self.entries(event) if entry[0].get("common_pid") in threads]
+
+
+def _triggers(folder: Path) -> list[str]:
+    """The triggers of an event, one a line."""
+    lines = (folder / "trigger").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _remove(instance: Path) -> None:
+    """Remove an instance and its triggers; nothing happens if there is none."""
+    for event in KEYS:
+        folder = instance / "events" / "kvm" / event
+        with suppress(OSError):
+            for line in _triggers(folder):
+                (folder / "trigger").write_text(f"!{line.split(' [')[0]}\n")
+    with suppress(OSError):
+        instance.rmdir()
+
+
+def _sweep(instances: Path) -> None:
+    """Remove the instances of agents that were killed; no one else's."""
+    prefix = f"{_NAME}-{_namespace()}-"
+    for instance in instances.glob(f"{prefix}*"):
+        pid = instance.name.removeprefix(prefix)
+        if pid.isdecimal() and not _lives(int(pid)):
+            _remove(instance)
+
+
+def _namespace() -> int:
+    """What tells this process's pid namespace from others."""
+    return Path("/proc/self/ns/pid").stat().st_ino
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from hostfault.hostside.procstat import parse_stat
-from hostfault.hostside.tracing import Tracer, histogram
+from hostfault.hostside.tracing import Tracer, histogram, instance_name
 
 HIST = """# event histogram
 #
@@ -36,6 +38,10 @@ def tracefs(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def event(tracefs: Path) -> Path:
+    return tracefs / "instances" / "test" / "events" / "kvm" / "kvm_page_fault"
+
+
 def test_a_histogram_is_read_with_large_numbers_and_padding() -> None:
     entries = histogram(HIST)
     assert entries[0] == (
@@ -56,11 +62,55 @@ def test_only_the_threads_of_our_guest_are_counted(tracefs: Path) -> None:
 
 
 def test_an_event_is_counted_by_the_fields_that_the_kernel_has(tracefs: Path) -> None:
-    folder = tracefs / "instances" / "test" / "events" / "kvm" / "kvm_page_fault"
+    folder = event(tracefs)
     (folder / "format").write_text("\tfield:u64 fault_address;\n")
     Tracer("test", tracefs).start()
     trigger = (folder / "trigger").read_text()
     assert trigger == "hist:keys=common_pid,fault_address:size=16384\n"
+
+
+def test_nothing_is_counted_if_one_of_the_events_that_are_there_can_not_be(tracefs: Path) -> None:
+    event(tracefs).with_name("kvm_async_pf_ready").mkdir()
+    tracer = Tracer("test", tracefs)
+    with pytest.raises(OSError, match="kvm_async_pf_ready can't be counted"):
+        tracer.start()
+    assert tracer.entries("kvm_page_fault") == []
+
+
+def test_a_kernel_without_hist_triggers_is_told(tracefs: Path) -> None:
+    (event(tracefs) / "hist").unlink()
+    with pytest.raises(OSError, match=r"kvm_page_fault can't be counted.*CONFIG_HIST_TRIGGERS"):
+        Tracer("test", tracefs).start()
+
+
+def test_a_trigger_that_the_kernel_refuses_is_told_with_its_reason(tracefs: Path) -> None:
+    (event(tracefs) / "trigger").unlink()
+    (event(tracefs) / "trigger").mkdir()
+    (tracefs / "instances" / "test" / "error_log").write_text("hist: error: Couldn't find field\n")
+    tracer = Tracer("test", tracefs)
+    with pytest.raises(OSError, match=r"kvm_page_fault can't be counted(.|\n)*Couldn't find field"):
+        tracer.start()
+    assert tracer.entries("kvm_page_fault") == []
+
+
+def test_a_trigger_that_is_not_there_after_it_was_set_is_told(tracefs: Path) -> None:
+    (event(tracefs) / "trigger").unlink()
+    (event(tracefs) / "trigger").symlink_to("/dev/null")
+    with pytest.raises(OSError, match="its trigger is not set"):
+        Tracer("test", tracefs).start()
+
+
+def test_only_the_instances_of_killed_agents_are_removed(tracefs: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    ours = instance_name().removesuffix(str(os.getpid()))
+    gone = f"{ours}{ended.pid}"
+    others = [instance_name(), f"{ours}x", f"hostfault-1-{ended.pid}", f"other-{ended.pid}"]
+    for name in (gone, *others):
+        (tracefs / "instances" / name).mkdir()
+    Tracer("test", tracefs).start()
+    left = {each.name for each in (tracefs / "instances").iterdir()}
+    assert left == {"test", *others}
 
 
 def test_a_kernel_without_tracing_is_told(tmp_path: Path) -> None:
