@@ -109,7 +109,12 @@ def local_agent(directory: Path, folder: Path) -> Iterator[Agent]:
     with (
         ours,
         spawn(
-            argv, log=folder / "agent.log", env=env, pass_fds=(theirs.fileno(),), grace=15.0
+            argv,
+            log=folder / "agent.log",
+            env=env,
+            pass_fds=(theirs.fileno(),),
+            grace=15.0,
+            death_signal="TERM",  # its counts in the kernel outlive it unless it removes them
         ) as child,
     ):
         theirs.close()

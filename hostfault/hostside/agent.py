@@ -26,20 +26,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hostfault.hostside.datafiles import DataFiles
 from hostfault.hostside.procstat import vcpu_threads
-from hostfault.hostside.tracing import Tracer
+from hostfault.hostside.tracing import Tracer, instance_name
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIMIT = 1 << 20  # bytes of a file that one request may ask for
 
 
 class Agent:
-    """The operations. Every public method is one; its arguments are the request's fields."""
+    """The operations. Every public method is one; its arguments are the request's fields.
+
+    A guest can write to the directory that it shares. There, only ``make_file`` and what acts on
+    a file so made (``truncate``, ``stat``, ``byte``) are safe; ``read`` and ``write`` follow links.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._tracer = Tracer(f"hostfault-{os.getpid()}")
+        self._files = DataFiles(directory)
+        self._tracer = Tracer(instance_name())
         self._kernel_log: int | None = None
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -86,19 +92,6 @@ class Agent:
         """Exit code of a child, negative for a signal; None while it runs."""
         return self._children[name].poll()
 
-    def end(self, name: str) -> int:
-        """End a child by TERM, then KILL; returns its code."""
-        child = self._children[name]
-        for number, patience in ((signal.SIGTERM, 2), (signal.SIGKILL, 10)):
-            if child.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(patience)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # what it started and left in its group
-        return child.wait(10)
-
     def kill(self, name: str) -> int:
         """Kill a child without a warning; returns its code."""
         self._children[name].kill()
@@ -114,8 +107,8 @@ class Agent:
         return {"text": data.decode("latin-1"), "next": start + len(data), "size": size}
 
     def make_file(self, path: str, fill: list[int], page_size: int) -> None:
-        """Write a file in which page N is full of the byte ``fill[N]``."""
-        self._path(path).write_bytes(b"".join(bytes([byte]) * page_size for byte in fill))
+        """Make a file anew in which page N is full of the byte ``fill[N]``."""
+        self._files.make(path, b"".join(bytes([byte]) * page_size for byte in fill))
 
     def write(self, path: str, text: str) -> None:
         """Write a file; what it held is gone."""
@@ -126,24 +119,22 @@ class Agent:
         self._path(path).mkdir(parents=True, exist_ok=True)
 
     def truncate(self, path: str, size: int) -> int:
-        """Cut a file; returns the size that it then has."""
-        os.truncate(self._path(path), size)
-        return self._path(path).stat().st_size
+        """Cut a file that was made; returns the size that it then has."""
+        os.ftruncate(self._files.fd(path), size)
+        return os.fstat(self._files.fd(path)).st_size
 
     def stat(self, path: str) -> dict[str, int]:
-        """Device, inode and size of a file."""
-        found = self._path(path).stat()
+        """Device, inode and size of a file that was made."""
+        found = os.fstat(self._files.fd(path))
         return {"dev": found.st_dev, "ino": found.st_ino, "size": found.st_size}
 
     def byte(self, path: str, offset: int) -> int | None:
-        """One byte of a file; None beyond its end."""
-        with self._path(path).open("rb") as stream:
-            stream.seek(offset)
-            data = stream.read(1)
+        """One byte of a file that was made; None beyond its end."""
+        data = os.pread(self._files.fd(path), 1, offset)
         return data[0] if data else None
 
     def trace(self) -> list[str]:
-        """Begin to count tracepoints, and to keep the kernel's log. Returns the events."""
+        """Begin to count tracepoints, and to keep the kernel's log. Returns what is counted."""
         self._open_kernel_log()
         return self._tracer.start()
 
@@ -178,11 +169,13 @@ class Agent:
         return "\n".join(lines)
 
     def close(self) -> None:
-        """End every child, stop tracing, remove the directory."""
-        for name in self._children:
-            self.end(name)
-        self._tracer.stop()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        """End every child, stop tracing, remove the directory; each even if another fails."""
+        with contextlib.ExitStack() as last_first:
+            last_first.callback(shutil.rmtree, self._directory, ignore_errors=True)
+            last_first.callback(self._files.close)
+            last_first.callback(self._tracer.stop)
+            for child in self._children.values():
+                last_first.callback(_end, child)
 
     def _open_kernel_log(self) -> None:
         if self._kernel_log is None:
@@ -238,12 +231,21 @@ def serve(agent: Agent, connection: socket.socket) -> None:
             stream.flush()
 
 
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a child by TERM, then KILL, with all of its group."""
+    for number, patience in ((signal.SIGTERM, 2), (signal.SIGKILL, 10)):
+        if child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(patience)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)  # what it started and left in its group
+    child.wait(10)
+
+
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _terminate(*_: object) -> None:
-    raise SystemExit(1)
 
 
 def main() -> None:
@@ -254,22 +256,35 @@ def main() -> None:
     way.add_argument("--stdio", type=int, metavar="FD")
     way.add_argument("--listen", type=int, metavar="PORT")
     options = parser.parse_args()
-    agent = Agent(options.directory)
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the harness; we see its socket close
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the harness, which hangs up
     if options.stdio is not None:
-        try:
-            serve(agent, socket.socket(fileno=options.stdio))
-        finally:
-            agent.close()
+        _serve_one(options.directory, socket.socket(fileno=options.stdio))
         return
+    agent = Agent(options.directory)
     with socket.create_server(("127.0.0.1", options.listen)) as server:
         sys.stdout.write("listening\n")
         sys.stdout.flush()
         while True:
             serve(agent, server.accept()[0])
+
+
+def _serve_one(directory: Path, connection: socket.socket) -> None:
+    """Serve one harness, then leave nothing behind.
+
+    SIGTERM, which also comes when the harness dies, hangs up instead of raising: so it can come
+    at any time, also while everything is being closed.
+    """
+
+    def hang_up(*_: object) -> None:
+        with contextlib.suppress(OSError):  # closed, or hung up by the harness
+            connection.shutdown(socket.SHUT_RDWR)
+
+    signal.signal(signal.SIGTERM, hang_up)
+    agent = Agent(directory)
+    try:
+        serve(agent, connection)
+    finally:
+        agent.close()
 
 
 if __name__ == "__main__":

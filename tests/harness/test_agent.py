@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -48,6 +51,63 @@ def test_a_file_is_made_page_by_page_and_cut(agent: Agent) -> None:
     assert agent.byte("data", 4096) is None
 
 
+def test_what_a_guest_put_where_a_file_is_made_is_not_followed(
+    agent: Agent, directory: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    agent.make_directory("shared")
+    there = directory / "shared" / "data"
+    for put in (
+        lambda: there.symlink_to(outside),
+        lambda: os.link(outside, there),
+        lambda: os.mkfifo(there),
+    ):
+        put()
+        agent.make_file("shared/data", [1], 4096)
+        assert there.is_file()
+        assert not there.is_symlink()
+        assert agent.truncate("shared/data", 0) == 0
+        assert outside.read_text() == "precious"
+        there.unlink()
+
+
+def test_a_link_put_in_the_place_of_a_file_that_was_made_changes_nothing(
+    agent: Agent, directory: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    agent.make_file("data", [1, 2], 4096)
+    made = directory / "data"
+    inode = made.stat().st_ino
+    made.rename(directory / "moved")
+    made.symlink_to(outside)
+    assert agent.stat("data")["ino"] == inode
+    assert agent.byte("data", 4096) == 2
+    assert agent.truncate("data", 5) == 5
+    assert (directory / "moved").stat().st_size == 5
+    assert outside.read_text() == "precious"
+
+
+def test_no_file_is_made_through_a_link_to_a_directory(
+    agent: Agent, directory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (directory / "link").symlink_to(tmp_path / "outside")
+    for path in ("link/data", "../outside/data", str(tmp_path / "outside" / "data")):
+        with pytest.raises(HostfaultError, match="make_file failed"):
+            agent.make_file(path, [1], 4096)
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_only_a_file_that_was_made_is_cut(agent: Agent, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    with pytest.raises(HostfaultError, match="no file was made at"):
+        agent.truncate(str(outside), 0)
+    assert outside.read_text() == "precious"
+
+
 def test_a_log_is_read_on_from_where_it_was_left(agent: Agent, directory: Path) -> None:
     (directory / "log").write_text("first\n")
     text, position = agent.read("log")
@@ -61,7 +121,6 @@ def test_the_code_of_a_child_that_ended_is_told(agent: Agent) -> None:
     agent.spawn("child", ["sh", "-c", "echo last words; exit 7"], {})
     assert poll(Deadline(10.0, "the child to end"), lambda: agent.ended("child")) == 7
     assert agent.read("child.log")[0] == "last words\n"
-    assert agent.end("child") == 7
 
 
 def test_a_child_that_is_killed_has_the_signal_as_its_code(agent: Agent) -> None:
@@ -93,6 +152,43 @@ def test_nothing_is_left_when_the_harness_goes(directory: Path, tmp_path: Path) 
         assert runs(pid)
     assert not runs(pid)
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+def test_nothing_is_left_of_a_harness_that_is_killed(
+    directory: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom hostfault.host.local import local_agent\n"
+        f"with local_agent(Path({str(directory)!r}), Path({str(tmp_path)!r})) as agent:\n"
+        "    print(agent.spawn('child', ['sleep', '1000'], {}), flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    harness = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with harness:
+        assert harness.stdout is not None
+        pid = int(harness.stdout.readline())
+        harness.send_signal(number)
+    poll(
+        Deadline(10.0, "the agent to remove its directory"), lambda: not directory.exists() or None
+    )
+    assert not runs(pid)
+
+
+def test_an_agent_that_is_asked_to_end_leaves_nothing(directory: Path, tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    argv = [sys.executable, "-m", "hostfault.hostside.agent", "--directory", str(directory)]
+    fd = theirs.fileno()
+    with ours, subprocess.Popen([*argv, "--stdio", str(fd)], pass_fds=(fd,)) as child:
+        theirs.close()
+        pid = Agent(ours).spawn("child", ["sleep", "1000"], {})
+        for _ in range(3):  # once more while it is closing, too
+            child.send_signal(signal.SIGTERM)
+        assert child.wait(20) == 0
+    assert not directory.exists()
+    assert not runs(pid)
 
 
 def peer(answers: Callable[[dict[str, object]], bytes]) -> socket.socket:
