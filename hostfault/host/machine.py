@@ -23,7 +23,7 @@ QMP_PORT = 4444  # in the host: the guest's QEMU listens for the harness
 GUEST_SSH_PORT = 10022  # in the host: forwarded to port 22 of the guest
 AGENT_PORT = 7000  # in the host, loopback only
 READY = "HOSTFAULT-HOST READY"
-REFUSAL = "HOSTFAULT-ERROR"  # how a line begins in which its init gives up (images/host/init)
+REFUSAL = "HOSTFAULT-ERROR"  # in the lines in which its init says why it ends (images/host/init)
 SERIAL_TAIL = 20000  # bytes: a panic with its backtraces
 
 # Nested TCG breaks XSAVE in the guest, so nothing of xsave and avx may be on (facts.md).
@@ -129,12 +129,11 @@ class Machine:
         def ready() -> bool | None:
             text = self._serial.text()
             deadline.saw(text[-200:])
-            refusals = [line for line in text.splitlines() if line.startswith(REFUSAL)]
-            if refusals:
-                raise SetupError("the emulated host does not come up:\n" + "\n".join(refusals))
             gone = self.ended()
             if gone is not None:
-                raise SetupError(f"the emulated host does not come up, it died:\n{gone.words}")
+                refusals = [line for line in gone.words.splitlines() if REFUSAL in line]
+                words = "\n".join(refusals) or gone.words
+                raise SetupError(f"the emulated host does not come up, it ended:\n{words}")
             return True if READY in text else None
 
         try:

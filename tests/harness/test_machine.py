@@ -75,13 +75,14 @@ def test_a_host_does_not_come_up_because_an_earlier_one_did(log: Path) -> None:
 
 def test_an_init_that_gives_up_says_why(log: Path) -> None:
     words = "noise\nHOSTFAULT-ERROR kvm: version magic '7.3.4' should be '7.3.5'\nmore\n"
+    qemu = PretendedQemu(0, shutdown("guest-shutdown"))
     with pytest.raises(SetupError, match="HOSTFAULT-ERROR kvm: version magic") as caught:
-        machine(log, PretendedQemu(), words).boot(soon())
+        machine(log, qemu, words).boot(soon())
     assert "noise" not in str(caught.value)
 
 
 def test_a_host_that_panics_at_its_boot_says_so(log: Path) -> None:
-    with pytest.raises(SetupError, match="it died:\nKernel panic - not syncing: VFS") as caught:
+    with pytest.raises(SetupError, match="it ended:\nKernel panic - not syncing: VFS") as caught:
         machine(log, PretendedQemu(None, PANIC), "Kernel panic - not syncing: VFS\n").boot(soon())
     assert "long ago" not in str(caught.value)
 
