@@ -49,7 +49,7 @@ class Summary:
     faults: Middle  # asynchronous faults until the end; run.ENOUGH and more: cut off
     most: int  # the most faults of a run
     per_frame: float  # asynchronous faults per failed frame, mean over all runs
-    overwritten: Middle  # entries lost
+    lost: Middle  # entries lost to others, and failures that there was no room for
     blames: Mapping[str, int]  # of the runs that ended in an exit
     culprits: Share  # exits with the culprit on the vCPU
     named: Share  # exits that named a failed frame
@@ -110,7 +110,7 @@ def summary(cell: Cell, results: Sequence[Result]) -> Summary:
         faults=middle(faults),
         most=max(faults),
         per_frame=sum(faults) / (len(mine) * cell.bad),
-        overwritten=middle([result.overwritten for result in mine]),
+        lost=middle([result.overwritten + result.dropped for result in mine]),
         blames=dict(Counter(map(whom, exits))),
         culprits=_count(exits, lambda result: whom(result) == "culprit"),
         named=_count(exits, lambda result: bool(result.named)),

@@ -266,6 +266,12 @@ def test_a_summary_counts_exits_and_culprits_apart() -> None:
     assert row.blames == {"culprit": 1, "kernel": 1}
 
 
+def test_what_was_dropped_is_lost_like_what_was_driven_out() -> None:
+    cell = Cell("error-table", "keep", 1)
+    row = stats.summary(cell, [replace(result(cell), overwritten=2, dropped=30)])
+    assert row.lost.value == 32
+
+
 def test_a_culprit_other_than_the_one_that_the_exit_names_is_told_apart() -> None:
     named = replace(result(Cell("exit-request")), named=True, named_is_blamed=False)
     assert stats.whom(named) == "other"
