@@ -98,12 +98,11 @@ def _keeping() -> list[Cell]:
 
 def _slow() -> list[Cell]:
     """The same with a device that takes its time, and nobody that arranges the order."""
-    smallest = [_slow_table("array", 1, policy) for policy in ("rr", "fair")]
+    smallest = [_slow_table(kind, 1, p) for kind in ("array", "keep") for p in ("rr", "fair")]
     in_turn = [_slow_table("array", slots, "rr") for slots in (8, 64)]
     kinds = [("array", 4), ("array", 16), ("array", 64), ("hash", 8), ("hash", 64)]
     fair = [_slow_table(*kind, "fair") for kind in kinds]
-    kept = replace(_slow_table("keep", 1, "fair"), repeats=KEY)
-    return [replace(cell, repeats=KEY) for cell in smallest] + in_turn + fair + [kept]
+    return [replace(cell, repeats=KEY) for cell in smallest] + in_turn + fair
 
 
 def _at_once() -> list[Cell]:
@@ -133,7 +132,8 @@ def _crowds() -> list[Cell]:
     tables = [_table(lookup, 8) for lookup in ("array", "hash")]
     among = [replace(cell, bad=bad, repeats=FEW) for cell in tables for bad in SIZES if bad != 32]
     alone = [replace(tables[0], tasks=size, bad=size, repeats=FEW) for size in (4, 16, 64)]
-    return among + alone
+    kept = [replace(_table("keep", 1), bad=bad, repeats=FEW) for bad in (64, 128)]
+    return among + alone + kept
 
 
 def _vcpus() -> list[Cell]:
