@@ -17,7 +17,7 @@ from hostfault.deadline import Deadline
 from hostfault.errors import DeadlineError, HostfaultError, LaunchError
 from hostfault.guest.machine import COMMAND_LINE, READY
 from hostfault.host.emulated import short_directory
-from hostfault.hostside.tracing import TRACEFS, Tracer
+from hostfault.hostside.tracing import TRACEFS, Tracer, instance_name
 from hostfault.model import GuestImage, Kernel, Qemu
 from hostfault.process import spawn, tail
 from hostfault.qemu import environment_of
@@ -66,7 +66,7 @@ def why_no_tracing(tracefs: Path = TRACEFS) -> str:
 
     Found out by counting them for a moment.
     """
-    tracer = Tracer(f"hostfault-probe-{os.getpid()}", tracefs)
+    tracer = Tracer(instance_name(), tracefs)
     try:
         tracer.start()
     except PermissionError:
@@ -74,7 +74,7 @@ def why_no_tracing(tracefs: Path = TRACEFS) -> str:
     except FileNotFoundError:
         return f"tracefs is not there: as root, mount -t tracefs tracefs {tracefs}"
     except OSError as error:
-        return f"KVM's tracepoints cannot be counted (does the kernel have HIST_TRIGGERS?): {error}"
+        return f"KVM's tracepoints cannot be counted: {_first_line(error)}"
     finally:
         tracer.stop()
     return ""

@@ -114,7 +114,10 @@ def test_a_tracefs_that_is_not_mounted_says_how_to_mount_it(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("error", "advice"),
-    [(PermissionError(13, "Permission denied"), "use sudo"), (OSError(22, "Invalid"), "HIST_")],
+    [
+        (PermissionError(13, "Permission denied"), "use sudo"),
+        (OSError("no CONFIG_HIST_TRIGGERS\nand a log"), "be counted: no CONFIG_HIST_TRIGGERS"),
+    ],
 )
 def test_tracing_that_is_refused_says_what_to_do(
     tracefs: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, advice: str
@@ -123,4 +126,6 @@ def test_tracing_that_is_refused_says_what_to_do(
         raise error
 
     monkeypatch.setattr(tracing.Tracer, "start", refuse)  # root is never refused
-    assert advice in usable.why_no_tracing(tracefs)
+    reason = usable.why_no_tracing(tracefs)
+    assert advice in reason
+    assert "\n" not in reason
