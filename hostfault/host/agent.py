@@ -58,10 +58,6 @@ class Agent:
         code = self._ask("ended", name=name)
         return None if code is None else int(code)
 
-    def end(self, name: str) -> int:
-        """End a child; returns its code."""
-        return int(self._ask("end", name=name))
-
     def kill(self, name: str) -> int:
         """Kill a child without a warning; returns its code."""
         return int(self._ask("kill", name=name))

@@ -46,6 +46,7 @@ from hostfault.identity import Identity
 from hostfault.model import Kernel, Scenario
 from hostfault.qmp import Recorder
 from hostfault.ssh import Shell, connect
+from hostfault.tools import run_tool
 
 PAYLOAD = "/run/hostfault"  # in the host
 DIRECTORY = "/run/hostfault/run"  # the agent's, in the host
@@ -284,7 +285,7 @@ def short_directory() -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
 
 
 def sweep_short_directories() -> None:
@@ -292,4 +293,9 @@ def sweep_short_directories() -> None:
     for path in SHORT.glob("hostfault-*-*"):
         owner = path.name.split("-")[1]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a tree; not with shutil, which is recursive: a guest decides how deep its share is."""
+    run_tool(["rm", "-rf", "--", str(path)], what=f"removing {path}")

@@ -16,7 +16,6 @@ import contextlib
 import ctypes
 import json
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -168,10 +167,14 @@ class Agent:
             lines.append(record.partition(";")[2].splitlines()[0])
         return "\n".join(lines)
 
+    def _remove_directory(self) -> None:
+        """Not with shutil, which is recursive: the guest decides how deep the share is."""
+        subprocess.run(["rm", "-rf", "--", self._directory], check=False, timeout=60.0)
+
     def close(self) -> None:
         """End every child, stop tracing, remove the directory; each even if another fails."""
         with contextlib.ExitStack() as last_first:
-            last_first.callback(shutil.rmtree, self._directory, ignore_errors=True)
+            last_first.callback(self._remove_directory)
             last_first.callback(self._files.close)
             last_first.callback(self._tracer.stop)
             for child in self._children.values():

@@ -191,6 +191,18 @@ def test_an_agent_that_is_asked_to_end_leaves_nothing(directory: Path, tmp_path:
     assert not runs(pid)
 
 
+def test_a_share_of_any_depth_is_removed(directory: Path, tmp_path: Path) -> None:
+    with local_agent(directory, tmp_path):
+        place = os.open(directory, os.O_PATH)
+        for _ in range(2 * sys.getrecursionlimit()):
+            os.mkdir("d", dir_fd=place)
+            deeper = os.open("d", os.O_PATH, dir_fd=place)
+            os.close(place)
+            place = deeper
+        os.close(place)
+    assert not directory.exists()
+
+
 def peer(answers: Callable[[dict[str, object]], bytes]) -> socket.socket:
     """A scripted agent: one answer for each request."""
     ours, theirs = socket.socketpair()
