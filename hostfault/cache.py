@@ -225,7 +225,7 @@ def _clear_when_full(root: Path) -> Iterator[None]:
             raise
         raise SetupError(
             f"the disk that holds the cache {root} is full: free some space there, "
-            "or set HOSTFAULT_CACHE to a directory with 4 GiB to spare"
+            f"or set HOSTFAULT_CACHE to a directory with 4 GiB to spare\n{error}"
         ) from error
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import hostfault
 from hostfault.backing import virtiofs_dax
-from hostfault.cache import Cache, key_of
+from hostfault.cache import Cache, key_of, no_space
 from hostfault.deadline import Deadline
 from hostfault.errors import ConnectionLostError, DeadlineError, HostfaultError, SetupError
 from hostfault.guest import machine as guest_machine
@@ -131,7 +131,8 @@ class EmulatedHost:
             try:
                 self._boot_once(scenario, entry, folder, folder / f"boot-{attempt}")
             except HostfaultError as error:
-                if attempt == ATTEMPTS or isinstance(error, (SetupError, DeadlineError)):
+                same_again = isinstance(error, (SetupError, DeadlineError)) or no_space(error)
+                if attempt == ATTEMPTS or same_again:
                     raise SetupError(f"{error}\nlogs: {folder}") from error
                 self.say(f"the guest in the emulated host did not come up, trying again ({error})")
             else:
