@@ -96,7 +96,8 @@ def _host_death(observation: Observation) -> Verdict | None:
     evidence = [f"the emulated host's QEMU: event {e.name} at {e.at:.2f} s" for e in panics]
     if ended is not None:
         evidence.append(f"the host ended, its last words: {_last_line(words)}")
-    return Verdict(VerdictKind.HOST_DEATH, f"the host kernel died: {said}", tuple(evidence))
+    how = "died" if panics or HOST_OOPS.search(words) else "is gone"
+    return Verdict(VerdictKind.HOST_DEATH, f"the host kernel {how}: {said}", tuple(evidence))
 
 
 def _guest_death(observation: Observation) -> Verdict | None:

@@ -188,7 +188,7 @@ class Machine:
             registers = self.recorder.monitor("info registers -a")
         except HostfaultError as error:
             registers = str(error)
-        return Ended(None, None, f"{words}\n{self._serial.text()}\n{registers}")
+        return Ended(None, None, f"{registers}\n{self._serial.text()}\n{words}")
 
     def check_alive(self) -> None:
         """Raise :class:`HostfaultError` if it came to an end while it was being set up."""

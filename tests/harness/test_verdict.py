@@ -344,6 +344,14 @@ def test_a_host_that_ended_is_a_host_death_whatever_else_was_seen() -> None:
     assert "Kernel panic" in verdict.summary
 
 
+def test_a_host_that_hangs_is_a_host_death_that_says_what_went_unanswered() -> None:
+    words = "RAX=1 RIP=2\n[ 9.1] clocksource: all is well\nwaited 10 s; SSH went unanswered"
+    verdict = judge(spinning(host_ended=Ended(None, None, words)))
+    assert verdict is not None
+    assert verdict.kind is VerdictKind.HOST_DEATH
+    assert verdict.summary == "the host kernel is gone: waited 10 s; SSH went unanswered"
+
+
 def test_a_panic_event_of_the_host_is_a_host_death() -> None:
     panic = Event("GUEST_PANICKED", 0.1, {"action": "pause"}, host=True)
     assert kind_of(spinning(events=(panic,))) is VerdictKind.HOST_DEATH
