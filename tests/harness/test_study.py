@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import random
+import re
 import subprocess
 from collections import Counter
 from dataclasses import replace
@@ -328,7 +329,92 @@ def test_every_measured_cell_is_in_a_table() -> None:
 
 def test_the_document_in_the_project_has_every_table() -> None:
     text = study.DOCUMENT.read_text()
-    assert all(f"<!-- table {name} -->\n|" in text for name in (*write.TABLES, "alone"))
+    assert all(f"<!-- table {name} -->\n|" in text for name in (*write.TABLES, "alone", "draws"))
+
+
+class Data:
+    """The data in the project, and what the text of the document says in numbers."""
+
+    def __init__(self) -> None:
+        runs = json.loads((study.DOCUMENT.with_suffix("") / "runs.json").read_text())
+        self.runs = [study._result(each) for each in runs]
+
+    def of(self, *words: str) -> list[Result]:
+        """The runs of all cells in whose names these words are, in turn."""
+        return [each for each in self.runs if re.search(".* ".join(words), each.cell + " ")]
+
+    def exits(self, *words: str) -> str:
+        """How many of the runs ended in an exit, as "17 of 20"."""
+        return self.outcomes("exit", *words)
+
+    def faults(self, *words: str) -> str:
+        """Between how many faults it took them, as "32 to 38"; one number if all are the same."""
+        counts = {each.faults for each in self.of(*words) if each.outcome == "exit"}
+        low, high = f"{min(counts):,}", f"{max(counts):,}"
+        return low if low == high else f"{low} to {high}"
+
+    def most(self, *words: str) -> str:
+        return f"{max(each.faults for each in self.of(*words)):,}"
+
+    def outcomes(self, outcome: str, *words: str) -> str:
+        mine = self.of(*words)
+        return f"{sum(each.outcome == outcome for each in mine)} of {len(mine)}"
+
+    def culprits(self, *words: str) -> str:
+        exits = [each for each in self.of(*words) if each.outcome == "exit"]
+        return f"{sum(stats.whom(each) == 'culprit' for each in exits)} of {len(exits)}"
+
+    def alone(self, any_alone: bool) -> list[Result]:
+        hashes = self.of("^error-table/hash/", "E32", "behind1")
+        slots = {each.cell: int(each.cell.split("/")[2].split()[0]) for each in hashes}
+        alike = ((frames.alone(each.gfns, slots[each.cell]) > 0) is any_alone for each in hashes)
+        return list(itertools.compress(hashes, alike))
+
+
+def claims(data: Data) -> list[str]:
+    """Words of the document, with their numbers from the data."""
+    late = "E32 random rr 1cpu behind1 $"
+    slow_rr, slow_fair = "E32 random rr 1cpu 5000us $", "E32 random fair 1cpu 5000us $"
+    at_once = "E32 random (rr|fair) 1cpu $"
+    slow = "E32 random (rr|fair) 1cpu 5000us $"
+    one, eight, sixteen = (f"^error-table/array/{slots} " for slots in (1, 8, 16))
+    kept, kept_one, request = "^error-table/keep/", "^error-table/keep/1 ", "^exit-request "
+    moved = data.of("^error-table/", "move $")
+    soon = [each for each in data.alone(True) if each.faults <= write.TWO_ROUNDS]
+    never_given_up = not any(each.overwritten for each in data.of(kept))
+    chance = {n: f"{100 * frames.none_alone(n, 16):.1f} %" for n in (32, 64, 128)}
+    return [
+        f"with an array of 1, 2, 4 or 8, {data.exits('^error-table/array/[1248] ', late)} ended",
+        f"within 2,000 faults, and with one of 16, {data.exits(sixteen, late)}.",
+        f"ended at the first retry in {data.exits(kept, late)} runs, "
+        f"after {data.faults(kept, late)} faults",
+        f"{data.exits(one, slow_rr)} runs with one slot ended.",
+        f"before the next failure, and {data.exits(one, slow_fair)} did.",
+        f"One slot that is kept ended {data.exits(kept_one, slow)} runs in these two orders.",
+        f"of up to {max(sum(n > 0 for n in each.vcpus_by_frame) for each in moved)} frames that "
+        f"failed in a run, up to {max(sum(n > 1 for n in each.vcpus_by_frame) for each in moved)} "
+        "did so",
+        "No run came to that." * never_given_up,
+        f"remembers nothing, stopped in {data.culprits('^fail-at-once', at_once)} runs, at the "
+        f"culprit and without one asynchronous fault, and an array of one slot in "
+        f"{data.exits(one, at_once)}, too.",
+        f"stock KVM went on spinning in {data.outcomes('spin', '^stock ', slow)}.",
+        f"It ended every run at the latest after {data.most(kept)} faults",
+        f"with 8 slots {data.exits(eight, late)} runs ended within 2,000 faults, "
+        f"with 16 slots {data.exits(sixteen, late)}.",
+        f"in {len(soon)} of {len(data.alone(True))} runs with such a frame it ended within two",
+        f"({chance[32]} of draws leave no frame alone), not for 64 ({chance[64]}) or 128 "
+        f"({chance[128]}); one of 8 is not even for 32 ({100 * frames.none_alone(32, 8):.1f} %)",
+        f"the culprit was on the vCPU in {data.culprits(request, slow)} exits.",
+        f"immediate it was there in {data.culprits(request, at_once)}.",
+        f"An exit by a table had the culprit on the vCPU in {data.culprits('^error-table/')}.",
+    ]
+
+
+def test_the_numbers_in_the_text_are_those_of_the_data() -> None:
+    text = " ".join(study.DOCUMENT.read_text().split())
+    wrong = [words for words in claims(Data()) if words not in text]
+    assert not wrong
 
 
 def test_the_data_in_the_project_is_of_this_plan() -> None:
