@@ -36,6 +36,10 @@ _BAD_LINE = re.compile(
 _CONTEXT_LINE = re.compile(r"^\s+(?:\d+ )?\|")  # the source line and the caret below it
 
 
+class NoBuildRootError(SetupError):
+    """Bubblewrap may not make a root to build in on this machine."""
+
+
 @dataclass(frozen=True)
 class BuildRoot:
     """A Debian root with a compiler, and how to run programs in it."""
@@ -72,7 +76,7 @@ class BuildRoot:
 
         ``patience`` is in seconds. Raises :class:`LaunchError`, whose last words are the lines
         of the compiler (or linker, or make) that say what is wrong, not the whole log, and
-        :class:`SetupError` if this machine does not allow a build root.
+        :class:`NoBuildRootError` if this machine does not allow a build root.
         """
         self.ccache.mkdir(parents=True, exist_ok=True)
         output = tree.with_name(f"{tree.name}.log")
@@ -86,9 +90,10 @@ class BuildRoot:
                 raise LaunchError(what, argv, None, words) from None
         text = _text(output)
         if code != 0 and text.startswith("bwrap: "):
-            raise SetupError(
-                "bubblewrap may not make a build root on this machine (in a container: allow "
-                f"user namespaces, or give it CAP_SYS_ADMIN)\n{text.strip()}"
+            raise NoBuildRootError(
+                "bubblewrap may not make a build root here (in a container: allow user namespaces, "
+                "or give it CAP_SYS_ADMIN; in a chroot it cannot: systemd-nspawn makes a root that "
+                f"will do)\n{text.strip()}"
             )
         if code != 0:
             raise LaunchError(what, command, code, error_lines(text))

@@ -15,6 +15,7 @@ from hostfault.settings import Settings
 SCENARIO = Scenario("virtiofs-dax", Fault.ZERO, Access.LOAD, async_pf=True)
 
 
+@pytest.mark.usefixtures("build_root_allowed")
 @pytest.mark.timeout(600)  # KVM is compiled, and the first time its base is made
 @pytest.mark.parametrize("fix", FIXES)
 def test_a_fix_turns_the_spin_into_an_exit(fix: str, tmp_path: Path) -> None:
