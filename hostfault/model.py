@@ -61,7 +61,6 @@ class Qemu:
     source: str  # "image", "system" or a path
     version: str  # as it says itself, e.g. "11.1.3"
     argv: tuple[str, ...]  # the start of every command line
-    env: tuple[tuple[str, str], ...]  # added to the environment
 
 
 # --- what a test asks for -----------------------------------------------------------------

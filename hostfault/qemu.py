@@ -27,30 +27,23 @@ def find_qemu(choice: str, host_image: HostImage | None) -> Qemu:
     :class:`UsageError` if there is no such QEMU or what was named is none, :class:`LaunchError`
     if the image's does not start.
     """
-    environment: tuple[tuple[str, str], ...] = ()
     if choice == "image":
         if host_image is None:
             raise UsageError("--qemu image needs the host image, and there is none")
-        argv, environment = _of_image(host_image.root)
+        argv = loader_argv(host_image.root, f"usr/bin/{PROGRAM}")
     elif choice == "system":
         argv = (_from_path(PROGRAM, "--qemu system"),)
     elif "/" in choice:
         argv = (_from_path(choice, f"--qemu {choice}"),)
     else:
         raise UsageError(f"--qemu {choice}: give image, system, or a path with a slash in it")
-    qemu = Qemu(choice, "not known yet", argv, environment)
+    qemu = Qemu(choice, "not known yet", argv)
     try:
         return replace(qemu, version=_version(qemu))
     except LaunchError as error:
         if choice == "image":
             raise
         raise UsageError(f"--qemu {choice}: not a QEMU that runs here\n{error}") from error
-
-
-def _of_image(root: Path) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    firmware = ("-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios"))
-    argv = (*loader_argv(root, f"usr/bin/{PROGRAM}"), *firmware)
-    return argv, (("QEMU_MODULE_DIR", str(root / "usr/lib/x86_64-linux-gnu/qemu")),)
 
 
 def _from_path(program: str, asked: str) -> str:
@@ -64,8 +57,14 @@ def _from_path(program: str, asked: str) -> str:
 
 
 def environment_of(qemu: Qemu) -> dict[str, str]:
-    """The whole environment to start a QEMU with."""
-    return {**os.environ, **dict(qemu.env)}
+    """The whole environment to start a QEMU with.
+
+    The image's gets none of the caller's: QEMU_MODULE_DIR, LD_PRELOAD and their like would let
+    files of the machine in. A QEMU that the caller names may need them.
+    """
+    if qemu.source == "image":
+        return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
+    return dict(os.environ)
 
 
 def _version(qemu: Qemu) -> str:

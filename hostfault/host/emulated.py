@@ -51,7 +51,8 @@ from hostfault.tools import run_tool
 PAYLOAD = "/run/hostfault"  # in the host
 DIRECTORY = "/run/hostfault/run"  # the agent's, in the host
 PYTHON = "/usr/bin/python3"  # in the host
-PYTHON_ENV = {"PYTHONPATH": f"{PAYLOAD}/python", "PYTHONDONTWRITEBYTECODE": "1"}
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}  # of what runs in the host
+PYTHON_ENV = {**ENVIRONMENT, "PYTHONPATH": f"{PAYLOAD}/python", "PYTHONDONTWRITEBYTECODE": "1"}
 QEMU = "/usr/bin/qemu-system-x86_64"  # in the host
 SHORT = Path("/tmp")  # noqa: S108 (what we make there is ours alone: mode 0700)
 
@@ -156,7 +157,9 @@ class EmulatedHost:
             stack.enter_context(_logs_kept_if_it_fails(agent, failed))
             virtiofs_dax.start(agent, DIRECTORY, [PYTHON], PYTHON_ENV)
             recorder = stack.enter_context(Recorder("guest QMP", folder / "guest-qmp.jsonl"))
-            boot_guest(agent, _guest_command(scenario), {}, recorder, sockets.guest_qmp, self.say)
+            boot_guest(
+                agent, _guest_command(scenario), ENVIRONMENT, recorder, sockets.guest_qmp, self.say
+            )
             watch.lap("guest boot")
             guest = reach_guest(sockets.guest_ssh, self.identity, self.say)
             watch.lap("guest ssh")

@@ -29,6 +29,7 @@ from hostfault.host.place import (
 from hostfault.identity import Identity
 from hostfault.model import GuestImage, Kernel, Qemu, Scenario
 from hostfault.process import spawn
+from hostfault.qemu import environment_of
 from hostfault.qmp import Recorder
 
 
@@ -73,7 +74,7 @@ class LocalHost:
         virtiofs_dax.start(agent, run, [sys.executable], _python_env())
         recorder = stack.enter_context(Recorder("guest QMP", folder / "guest-qmp.jsonl"))
         argv = self._guest_command(scenario, directory)
-        env = dict(self.qemu.env)
+        env = environment_of(self.qemu)
         self.say(f"booting a guest on this machine's KVM, kernel {self.kernel.release}")
         boot_guest(agent, argv, env, recorder, directory / "guest-qmp", self.say)
         watch.lap("guest boot")
@@ -135,4 +136,7 @@ def _wait_for_clean_end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _python_env() -> dict[str, str]:
-    return {"PYTHONPATH": str(Path(hostfault.__file__).parent.parent)}
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "PYTHONPATH": str(Path(hostfault.__file__).parent.parent),
+    }

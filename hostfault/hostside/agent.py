@@ -62,6 +62,9 @@ class Agent:
     ) -> int:
         """Start a child; its output goes to ``name.log``. Returns its pid.
 
+        ``env`` is its whole environment. On a local host the agent's own may hold a CI runner's
+        secrets, and what is started here talks to a guest.
+
         With ``listen``, a socket listening at that path is opened first and handed to the child:
         ``{fd}`` in ``argv`` becomes its descriptor, so that nobody need poll for the path.
         """
@@ -74,7 +77,7 @@ class Agent:
         with self._log(name).open("wb") as log:
             self._children[name] = subprocess.Popen(
                 argv,
-                env={**os.environ, **env},
+                env=env,
                 cwd=self._directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

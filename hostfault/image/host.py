@@ -18,6 +18,7 @@ from hostfault.cache import Cache, disk_usage, key_of
 from hostfault.errors import LaunchError, SetupError
 from hostfault.identity import Identity
 from hostfault.image.initramfs import lay_out, pack
+from hostfault.image.programs import seal
 from hostfault.image.recipes import IMAGES, read_list
 from hostfault.kernel.fetch import KEYRING, explained, mirror
 from hostfault.kernel.modules import modules_for
@@ -32,7 +33,7 @@ CPU_FLAGS = {"kvm-amd": "svm", "kvm-intel": "vmx"}  # what makes a CPU fit for a
 SCRATCH = 2 << 30  # bytes of the disk left free for the run; holes on our own disk
 BUILD_PATIENCE = 1800.0  # seconds for mmdebstrap, on a slow network
 _FOLDERS = ("proc", "sys", "dev", "new", "payload")
-_LAYOUT = "1"  # change it when this module makes the same recipe into something else
+_LAYOUT = "2"  # change it when this module makes the same recipe into something else
 
 
 def host_image(cache: Cache) -> HostImage:
@@ -63,6 +64,7 @@ def _build_root(place: Path) -> None:
     )
     archive.unlink()
     _make_disk(root, place / "disk.ext4")
+    seal(root)  # after that: in the emulated host QEMU is at home and runs as Debian made it
 
 
 def _bootstrap(archive: Path) -> None:

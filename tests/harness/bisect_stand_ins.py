@@ -27,7 +27,7 @@ from hostfault.model import Kernel, Qemu, Scenario, Verdict, VerdictKind, observ
 
 HERE = Path(__file__).parent
 TROUBLE = os.environ.get("STAND_INS", "")
-QEMU = Qemu("image", "11.1.3", ("qemu",), ())
+QEMU = Qemu("image", "11.1.3", ("qemu",))
 FIXED = "/* the guest's owner is told */"
 
 

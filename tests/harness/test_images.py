@@ -202,6 +202,13 @@ def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "bootstrap"
     (home / "tree/dev").mkdir(parents=True)
     (home / "tree/file").write_text("content")
+    (home / "tree/usr/bin").mkdir(parents=True)
+    (home / "tree/usr/bin/qemu-system-x86_64").write_text("looks in /var/run/qemu/%s too")
+    (home / "tree/usr/lib/x86_64-linux-gnu").mkdir(parents=True)
+    (home / "tree/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2").write_text("the loader")
+    (home / "tree/lib64").mkdir()
+    loader = home / "tree/lib64/ld-linux-x86-64.so.2"
+    loader.symlink_to("../usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
     program(home / "mmdebstrap", MMDEBSTRAP)
     monkeypatch.setenv("PATH", f"{home}:{os.environ['PATH']}")
     return home
@@ -226,6 +233,22 @@ def test_the_hosts_disk_is_ext4_that_belongs_to_root_with_room_to_spare(
     free = int(statistics["Free blocks"]) * int(statistics["Block size"])
     assert free > 1 << 30
     assert made.disk.stat().st_blocks * 512 < 100 << 20, "the free space is a hole in the file"
+
+
+def test_the_images_qemu_is_turned_away_from_the_machines_files(
+    bootstrap: Path, cache: Cache
+) -> None:
+    made = host_image(cache)
+    assert (made.root / "usr/lib/x86_64-linux-gnu/qemu-bundle").samefile(made.root)
+    assert "/var/run/qemu" not in (made.root / "usr/bin/qemu-system-x86_64").read_text()
+
+
+def test_an_image_whose_loader_leads_out_of_it_is_refused(bootstrap: Path, cache: Cache) -> None:
+    loader = bootstrap / "tree/lib64/ld-linux-x86-64.so.2"
+    loader.unlink()
+    loader.symlink_to("/lib/ld-linux-x86-64.so.2")
+    with pytest.raises(SetupError, match="leads out of it"):
+        host_image(cache)
 
 
 def test_the_recipe_of_the_host_reaches_mmdebstrap(bootstrap: Path, cache: Cache) -> None:

@@ -30,7 +30,7 @@ class PretendedLab(Lab):
 
     _host_kernel = KERNEL
     _guest_kernel = KERNEL
-    _qemu = Qemu("image", "11.1.3", ("qemu",), ())
+    _qemu = Qemu("image", "11.1.3", ("qemu",))
     _host_image = HostImage("key", Path("/h/disk"), Path("/h/root"))
     _guest_image = GuestImage("key", Path("/g/initramfs"), "hash")
     _identity = Identity(Path("/i/client"), "", Path("/i/host"), "")

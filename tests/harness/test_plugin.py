@@ -27,7 +27,7 @@ from hostfault.seam import LabFacts, Run
 pytest_plugins = ["hostfault.plugin"]
 OBSERVATIONS = pathlib.Path({str(HERE / "observations")!r})
 STOCK = Kernel("7.3", "7.3.4+deb13-cloud-amd64", pathlib.Path("k"), pathlib.Path("m"), True)
-QEMU = Qemu("image", "11.1.3", ("qemu",), ())
+QEMU = Qemu("image", "11.1.3", ("qemu",))
 
 class FakeLab:
     kernel = STOCK

@@ -34,7 +34,7 @@ OBSERVATION = observation_from_json(
     json.loads((Path(__file__).parent / "observations/spin.apf-7.3.4.json").read_text())
 )
 STOCK = Kernel("7.3", "7.3.4+deb13-cloud-amd64", Path("/k/bzImage"), Path("/k/modules"), True)
-QEMU = Qemu("image", "11.1.3", ("qemu",), ())
+QEMU = Qemu("image", "11.1.3", ("qemu",))
 SPIN = Verdict(VerdictKind.SPIN, "64 faults on gfn 0xf8000", ("tracepoint: 64", "stats: 65"))
 CASE = Scenario("virtiofs-dax", Fault.ZERO, Access.LOAD, async_pf=True)
 FACTS = LabFacts("emulated", "no usable /dev/kvm: absent", STOCK, STOCK.release, STOCK, QEMU)

@@ -42,7 +42,7 @@ class Machine:
         program.chmod(0o755)
         kernel = Kernel("7.3", "7.3.4", self.home / "bzImage", self.home, packaged=True)
         image = GuestImage("key", self.home / "initramfs", "")
-        return usable.why_not(Qemu("x", "11.1.3", (str(program),), ()), kernel, image, self.cache)
+        return usable.why_not(Qemu("x", "11.1.3", (str(program),)), kernel, image, self.cache)
 
 
 @pytest.fixture
