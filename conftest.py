@@ -1,3 +1,3 @@
 """Loads the plugin; everything else lives in hostfault/plugin.py."""
 
-pytest_plugins = ["hostfault.plugin"]
+pytest_plugins = ["hostfault.plugin.session"]

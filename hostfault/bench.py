@@ -15,16 +15,16 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hostfault.cache import Cache
-from hostfault.deadline import now
-from hostfault.errors import HostfaultError
+from hostfault.case.model import Access, Fault, Scenario
 from hostfault.kernel import resolve
 from hostfault.kernel.build import read_tree
 from hostfault.kernel.buildroot import build_root, suite_for
 from hostfault.kernel.whole import whole_kernel
-from hostfault.lab import Lab
-from hostfault.model import Access, Fault, Scenario
-from hostfault.settings import Settings
+from hostfault.plugin.options import Settings
+from hostfault.plumbing.cache import Cache
+from hostfault.plumbing.deadline import now
+from hostfault.plumbing.errors import HostfaultError
+from hostfault.run.lab import Lab
 
 SCENARIO = Scenario("virtiofs-dax", Fault.ZERO, Access.LOAD, async_pf=True)
 WHOLE = "whole:tree:"

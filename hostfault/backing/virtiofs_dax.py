@@ -2,7 +2,7 @@
 
 Released virtiofsd has no DAX and QEMU's own virtiofs device has no window, so the generic
 vhost-user-test-device of QEMU 11.1 is given a back-end of our own
-(:mod:`hostfault.hostside.daxfs`).
+(:mod:`hostfault.daxfs`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hostfault.deadline import Deadline, poll
-from hostfault.errors import HostfaultError, LaunchError
-from hostfault.host.agent import Agent
-from hostfault.model import PAGE_SIZE
-from hostfault.ssh import Shell
+from hostfault.case.model import PAGE_SIZE
+from hostfault.plumbing.deadline import Deadline, poll
+from hostfault.plumbing.errors import HostfaultError, LaunchError
+from hostfault.remote.agent import Agent
+from hostfault.remote.ssh import Shell
 
 NAME = "virtiofs-dax"
 TAG = "hostfault"
@@ -32,7 +32,7 @@ def start(agent: Agent, directory: str, python: Sequence[str], env: Mapping[str,
     agent.make_directory(SHARED)
     argv = [
         *python,
-        *("-m", "hostfault.hostside.daxfs", "--fd", "{fd}"),
+        *("-m", "hostfault.daxfs", "--fd", "{fd}"),
         *("--shared", f"{directory}/{SHARED}", "--log", f"{directory}/{LOG}"),
         *("--window", str(WINDOW), "--tag", TAG),
     ]
@@ -81,8 +81,8 @@ def log(agent: Agent) -> str:
 def wait_for_mapping(agent: Agent, path: str, offset: int, writable: bool) -> int:
     """The guest frame (gfn) at which the page at ``offset`` of a shared file is mapped.
 
-    Raises :class:`~hostfault.errors.DeadlineError` if the daemon never mapped it: then the guest
-    does not touch the host's page, and a fault would prove nothing.
+    Raises :class:`~hostfault.plumbing.errors.DeadlineError` if the daemon never mapped it: then the
+    guest does not touch the host's page, and a fault would prove nothing.
     """
     inode = agent.stat(f"{SHARED}/{path}")["ino"]
     deadline = Deadline(20.0, f"the daemon to map inode {inode} at {offset:#x}")

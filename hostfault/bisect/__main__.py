@@ -14,17 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from hostfault.bisect.children import PROJECT, Programs, Tester
+from hostfault.bisect.children import Programs, Tester
 from hostfault.bisect.codes import CANNOT_BE_TESTED, STOP, TERMS, Decision, Terms
 from hostfault.bisect.decide import Rule
 from hostfault.bisect.packages import Found, between, search
 from hostfault.bisect.repository import Repository
 from hostfault.bisect.step import step
 from hostfault.bisect.trial import Bench
-from hostfault.deadline import wall_clock
-from hostfault.errors import HostfaultError, UsageError
+from hostfault.case.model import VerdictKind
 from hostfault.kernel.catalog import load, newest
-from hostfault.model import VerdictKind
+from hostfault.plumbing.deadline import wall_clock
+from hostfault.plumbing.errors import HostfaultError, UsageError
+from hostfault.plumbing.project import PROJECT
 
 VERDICT_HELP = "only this one counts as bad; may be repeated (default: every one that fails)"
 FOUND, NOTHING_TO_FIND = 0, 1  # with --packages, where git is not asked

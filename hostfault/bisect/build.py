@@ -21,15 +21,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hostfault.cache import Cache, default_cache
-from hostfault.errors import HostfaultError, LaunchError
+from hostfault.case.model import Kernel, to_json
 from hostfault.kernel import resolve
 from hostfault.kernel.buildroot import build_root, suite_for
 from hostfault.kernel.catalog import load
 from hostfault.kernel.kvm_only import compile_modules
 from hostfault.kernel.packaged import packaged_base
-from hostfault.model import Kernel, to_json
-from hostfault.tools import run_tool
+from hostfault.plumbing.cache import Cache, default_cache
+from hostfault.plumbing.errors import HostfaultError, LaunchError
+from hostfault.plumbing.packages import run_tool
 
 MAKE_FAILED = 2  # make's exit code for a recipe that failed; more than 128 if it was killed itself
 COMPILED = "cross-checks"  # kind of cache entry

@@ -18,11 +18,11 @@ from typing import Any
 from hostfault.bisect.codes import BrokenHarnessError
 from hostfault.bisect.decide import RunResult
 from hostfault.bisect.results import identity, read
-from hostfault.deadline import Deadline
-from hostfault.errors import HostfaultError
-from hostfault.process import spawn, tail
+from hostfault.plumbing.deadline import Deadline
+from hostfault.plumbing.errors import HostfaultError
+from hostfault.plumbing.process import spawn, tail
+from hostfault.plumbing.project import PROJECT
 
-PROJECT = Path(__file__).parents[2]
 GRACE = 30.0  # seconds that pytest has for its tear-down: an emulated host, its guest, its files
 PYTEST_SAYS = {  # pytest's exit codes that no kernel is to blame for
     2: "pytest was interrupted, or could not read the tests",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from hostfault.errors import HostfaultError
+from hostfault.plumbing.errors import HostfaultError
 
 OLD = 0
 NEW = 1

@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from hostfault.bisect.codes import Decision
-from hostfault.errors import UsageError
-from hostfault.model import VerdictKind
+from hostfault.case.model import VerdictKind
+from hostfault.plumbing.errors import UsageError
 
 
 class Outcome(enum.StrEnum):

@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hostfault.bisect.children import PROJECT
 from hostfault.bisect.codes import Decision
-from hostfault.cache import default_cache
-from hostfault.errors import HostfaultError, SetupError
 from hostfault.kernel import series
 from hostfault.kernel.catalog import CatalogEntry, load, newest
 from hostfault.kernel.fetch import fetch_packages
 from hostfault.kernel.versions import version_of
-from hostfault.process import run
-from hostfault.tools import run_tool
+from hostfault.plumbing.cache import default_cache
+from hostfault.plumbing.errors import HostfaultError, SetupError
+from hostfault.plumbing.packages import run_tool
+from hostfault.plumbing.process import run
+from hostfault.plumbing.project import PROJECT
 
 Edit = Callable[[Path], None]
 START = "the source as it is packaged"

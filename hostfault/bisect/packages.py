@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hostfault.bisect.codes import Decision
-from hostfault.errors import UsageError
+from hostfault.plumbing.errors import UsageError
 
 Test = Callable[[str], Decision]
 

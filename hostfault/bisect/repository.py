@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hostfault.bisect.codes import TERMS, Terms, terms_of
-from hostfault.errors import LaunchError, UsageError
-from hostfault.process import run
+from hostfault.plumbing.errors import LaunchError, UsageError
+from hostfault.plumbing.process import run
 
 KVM = ("arch/x86/kvm", "virt/kvm")  # without these there is nothing to bisect
 

@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from hostfault.bisect.decide import Outcome, TestResult
-from hostfault.model import VerdictKind
+from hostfault.case.model import VerdictKind
 
 # A test that failed and then met trouble has two marks in the file; the first of these counts.
 _MARKS = (
@@ -67,7 +67,7 @@ def _test(case: ElementTree.Element) -> TestResult:
 def identity(kernel: Any) -> str:
     """Which kernel ran: the files, and what the module said that it was built from.
 
-    ``kernel`` is a :class:`hostfault.model.Kernel` as JSON data.
+    ``kernel`` is a :class:`hostfault.case.model.Kernel` as JSON data.
     """
     return f"{kernel['image']} {kernel['modules']} {kernel['build_id']}" if kernel else "local"
 

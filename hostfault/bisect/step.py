@@ -9,9 +9,9 @@ from hostfault.bisect.children import Built, Programs, UntestableError, build, c
 from hostfault.bisect.codes import BrokenHarnessError, Decision, Terms
 from hostfault.bisect.repository import Commit, Repository
 from hostfault.bisect.trial import Bench, Trial
-from hostfault.deadline import now
-from hostfault.errors import HostfaultError
-from hostfault.model import to_json
+from hostfault.case.model import to_json
+from hostfault.plumbing.deadline import now
+from hostfault.plumbing.errors import HostfaultError
 from hostfault.report.artifacts import write_json
 
 
@@ -41,8 +41,8 @@ def step(
 ) -> Step:
     """Decide about the commit that is checked out; ``patience`` is for its build, in seconds.
 
-    Raises :class:`BrokenHarnessError`, and :class:`hostfault.errors.UsageError` for a tree that
-    is no commit of a kernel.
+    Raises :class:`BrokenHarnessError`, and :class:`~hostfault.plumbing.errors.UsageError` for a
+    tree that is no commit of a kernel.
     """
     repository.check()
     commit = repository.commit()

@@ -10,7 +10,7 @@ from pathlib import Path
 from hostfault.bisect.children import Tester
 from hostfault.bisect.codes import BrokenHarnessError, Decision
 from hostfault.bisect.decide import Rule, RunResult, Sort, decide, in_words, sort, why_nothing
-from hostfault.deadline import now
+from hostfault.plumbing.deadline import now
 
 Say = Callable[[str], None]
 

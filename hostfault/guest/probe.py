@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from hostfault.deadline import Deadline
-from hostfault.guest.talk import Talk, steps
-from hostfault.model import Access, Outcome, ProbeReport
-from hostfault.ssh import Shell
+from hostfault.case.model import Access, Outcome, ProbeReport
+from hostfault.plumbing.deadline import Deadline
+from hostfault.remote.channel import Talk, steps
+from hostfault.remote.ssh import Shell
 
 
 class Probe:

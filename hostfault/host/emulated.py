@@ -2,7 +2,7 @@
 
 Each configuration is booted once, up to "guest reachable, backing mounted", saved whole, and
 kept in the cache; every test runs in a fork of its own. The guest is stopped before the host is
-saved: a running one fails to load now and then (facts.md).
+saved: a running one fails to load now and then.
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ from pathlib import Path
 
 import hostfault
 from hostfault.backing import virtiofs_dax
-from hostfault.cache import Cache, key_of, no_space
-from hostfault.deadline import Deadline
-from hostfault.errors import ConnectionLostError, DeadlineError, HostfaultError, SetupError
-from hostfault.guest import machine as guest_machine
-from hostfault.host import machine as host_machine
-from hostfault.host.agent import Agent
-from hostfault.host.machine import (
+from hostfault.case.model import Kernel, Scenario
+from hostfault.guest import boot as guest_machine
+from hostfault.host import outer_qemu as host_machine
+from hostfault.host.outer_qemu import (
     AGENT_PORT,
     GUEST_SSH_PORT,
     QMP_PORT,
@@ -32,7 +29,7 @@ from hostfault.host.machine import (
     MachineSpec,
     Sockets,
 )
-from hostfault.host.place import (
+from hostfault.host.testbed import (
     ATTEMPTS,
     Place,
     Say,
@@ -42,11 +39,14 @@ from hostfault.host.place import (
     mount_backing,
     reach_guest,
 )
-from hostfault.identity import Identity
-from hostfault.model import Kernel, Scenario
-from hostfault.qmp import Recorder
-from hostfault.ssh import Shell, connect
-from hostfault.tools import run_tool
+from hostfault.plumbing.cache import Cache, key_of, no_space
+from hostfault.plumbing.deadline import Deadline
+from hostfault.plumbing.errors import ConnectionLostError, DeadlineError, HostfaultError, SetupError
+from hostfault.plumbing.packages import run_tool
+from hostfault.plumbing.ssh_keys import Identity
+from hostfault.remote.agent import Agent
+from hostfault.remote.qmp import Recorder
+from hostfault.remote.ssh import Shell, connect
 
 PAYLOAD = "/run/hostfault"  # in the host
 DIRECTORY = "/run/hostfault/run"  # the agent's, in the host
@@ -60,7 +60,8 @@ SHORT = Path("/tmp")  # noqa: S108 (what we make there is ours alone: mode 0700)
 def payload(guest_kernel: Path, guest_initramfs: Path) -> Mapping[str, Path]:
     """What the host's initramfs must carry, by its name below /run/hostfault."""
     package = Path(hostfault.__file__).parent
-    programs = [package / "__init__.py", *sorted((package / "hostside").rglob("*.py"))]
+    rooms = [package / "agent", package / "daxfs"]
+    programs = [package / "__init__.py", *sorted(p for room in rooms for p in room.rglob("*.py"))]
     return {
         "guest-kernel": guest_kernel,
         "guest-initramfs": guest_initramfs,
@@ -222,7 +223,7 @@ class EmulatedHost:
 def prove_kernel(agent: Agent, kernel: Kernel) -> None:
     """Check from inside the host that what runs is what was asked for, down to the kvm module.
 
-    Raises :class:`~hostfault.errors.SetupError` otherwise: a verdict would be about another kernel.
+    Raises :class:`SetupError` otherwise: a verdict would be about another kernel.
     """
     running = agent.hello()
     for what, wanted, found in (
@@ -261,7 +262,7 @@ def _start_agent(stack: ExitStack, shell: Shell, machine: Machine) -> Agent:
     words = " ".join(f"{name}={value}" for name, value in PYTHON_ENV.items())
     log = f"{PAYLOAD}/agent.log"
     shell.check(
-        f"{words} setsid {PYTHON} -m hostfault.hostside.agent --directory {DIRECTORY} "
+        f"{words} setsid {PYTHON} -m hostfault.agent --directory {DIRECTORY} "
         f"--listen {AGENT_PORT} </dev/null >{log} 2>&1 & "
         f"until grep -q listening {log}; do kill -0 $! || {{ cat {log}; exit 1; }}; "
         "sleep 0.1; done",

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import hostfault
 from hostfault.backing import virtiofs_dax
-from hostfault.errors import DeadlineError, HostfaultError
-from hostfault.guest import machine as guest_machine
-from hostfault.host.agent import Agent
+from hostfault.case.model import GuestImage, Kernel, Qemu, Scenario
+from hostfault.guest import boot as guest_machine
 from hostfault.host.emulated import short_directory
-from hostfault.host.place import (
+from hostfault.host.qemu import environment_of
+from hostfault.host.testbed import (
     ATTEMPTS,
     Place,
     Say,
@@ -26,11 +26,11 @@ from hostfault.host.place import (
     mount_backing,
     reach_guest,
 )
-from hostfault.identity import Identity
-from hostfault.model import GuestImage, Kernel, Qemu, Scenario
-from hostfault.process import spawn
-from hostfault.qemu import environment_of
-from hostfault.qmp import Recorder
+from hostfault.plumbing.errors import DeadlineError, HostfaultError
+from hostfault.plumbing.process import spawn
+from hostfault.plumbing.ssh_keys import Identity
+from hostfault.remote.agent import Agent
+from hostfault.remote.qmp import Recorder
 
 
 @dataclass
@@ -103,7 +103,7 @@ def local_agent(directory: Path, folder: Path) -> Iterator[Agent]:
     """An agent on this machine; when it loses us it ends its children and removes its directory."""
     ours, theirs = socket.socketpair()
     argv = [
-        *(sys.executable, "-m", "hostfault.hostside.agent"),
+        *(sys.executable, "-m", "hostfault.agent"),
         *("--directory", str(directory), "--stdio", str(theirs.fileno())),
     ]
     env = {**os.environ, **_python_env()}

@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from hostfault.cache import Cache, key_of
-from hostfault.identity import Identity
+from hostfault.case.model import GuestImage, HostImage, Kernel
 from hostfault.image.initramfs import lay_out, pack
 from hostfault.image.programs import libraries_of
-from hostfault.image.recipes import IMAGES
 from hostfault.kernel.modules import modules_for
-from hostfault.model import GuestImage, HostImage, Kernel
-from hostfault.tools import run_tool
+from hostfault.plumbing.cache import Cache, key_of
+from hostfault.plumbing.packages import run_tool
+from hostfault.plumbing.project import IMAGES
+from hostfault.plumbing.ssh_keys import Identity
 
 log = logging.getLogger(__name__)
 

@@ -14,16 +14,16 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from hostfault.cache import Cache, disk_usage, key_of
-from hostfault.errors import LaunchError, SetupError
-from hostfault.identity import Identity
+from hostfault.case.model import HostImage, Kernel
 from hostfault.image.initramfs import lay_out, pack
 from hostfault.image.programs import seal
-from hostfault.image.recipes import IMAGES, read_list
 from hostfault.kernel.fetch import KEYRING, explained, mirror
 from hostfault.kernel.modules import modules_for
-from hostfault.model import HostImage, Kernel
-from hostfault.tools import find_tool, run_tool
+from hostfault.plumbing.cache import Cache, disk_usage, key_of
+from hostfault.plumbing.errors import LaunchError, SetupError
+from hostfault.plumbing.packages import find_tool, run_tool
+from hostfault.plumbing.project import IMAGES, read_list
+from hostfault.plumbing.ssh_keys import Identity
 
 log = logging.getLogger(__name__)
 

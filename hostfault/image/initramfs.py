@@ -10,10 +10,10 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from hostfault.identity import Identity
 from hostfault.image.programs import applets_of
 from hostfault.kernel.modules import Module, decompress
-from hostfault.tools import run_tool
+from hostfault.plumbing.packages import run_tool
+from hostfault.plumbing.ssh_keys import Identity
 
 
 def lay_out(

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hostfault.errors import SetupError
-from hostfault.process import run
+from hostfault.plumbing.errors import SetupError
+from hostfault.plumbing.process import run
 
 _LOADER = "lib64/ld-linux-x86-64.so.2"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"

@@ -15,8 +15,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hostfault.cache import Cache, key_of
-from hostfault.errors import SetupError, UsageError
+from hostfault.case.model import Kernel
 from hostfault.kernel import configuration
 from hostfault.kernel import series as patch_series
 from hostfault.kernel.buildroot import build_root, suite_for
@@ -37,7 +36,8 @@ from hostfault.kernel.source import (
 )
 from hostfault.kernel.versions import version_of
 from hostfault.kernel.whole import Tree, own_config, whole_kernel
-from hostfault.model import Kernel
+from hostfault.plumbing.cache import Cache, key_of
+from hostfault.plumbing.errors import SetupError, UsageError
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostfault.cache import Cache, key_of
-from hostfault.errors import CacheMissError, LaunchError, SetupError
-from hostfault.image.recipes import IMAGES, read_list
 from hostfault.kernel.fetch import KEYRING, mirror
 from hostfault.kernel.versions import version_of
-from hostfault.process import spawn
-from hostfault.tools import find_tool, run_tool
+from hostfault.plumbing.cache import Cache, key_of
+from hostfault.plumbing.errors import CacheMissError, LaunchError, SetupError
+from hostfault.plumbing.packages import find_tool, run_tool
+from hostfault.plumbing.process import spawn
+from hostfault.plumbing.project import IMAGES, read_list
 
 log = logging.getLogger(__name__)
 

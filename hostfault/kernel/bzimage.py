@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from hostfault.errors import UsageError
+from hostfault.plumbing.errors import UsageError
 
 _MAGIC_AT, _MAGIC = 0x202, b"HdrS"
 _KERNEL_VERSION_AT = 0x20E  # u16: where the version string is, less 0x200

@@ -6,7 +6,9 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-CATALOG = Path(__file__).parents[2] / "kernels" / "catalog.toml"
+from hostfault.plumbing.project import KERNELS
+
+CATALOG = KERNELS / "catalog.toml"
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostfault.cache import Cache, key_of
-from hostfault.errors import UsageError
+from hostfault.case.model import Kernel
 from hostfault.kernel.bzimage import release_of
 from hostfault.kernel.catalog import CatalogEntry, load
 from hostfault.kernel.fetch import mirror, unpack
-from hostfault.model import Kernel
-from hostfault.tools import run_tool
+from hostfault.plumbing.cache import Cache, key_of
+from hostfault.plumbing.errors import UsageError
+from hostfault.plumbing.packages import run_tool
 
 log = logging.getLogger(__name__)
 

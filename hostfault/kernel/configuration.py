@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostfault.errors import SetupError
+from hostfault.plumbing.errors import SetupError
+from hostfault.plumbing.project import KERNELS
 
-FRAGMENTS = Path(__file__).parents[2] / "kernels" / "config"
+FRAGMENTS = KERNELS / "config"
 _OPTION = re.compile(r"^(?P<name>CONFIG_\w+)=(?P<value>.+)$")
 _OPTIONAL = "#: where Kconfig has it"  # above an option that not every kernel has
 # What a .config tells about tools, and about who signs: nothing that a person chose for the kernel.

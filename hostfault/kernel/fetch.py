@@ -13,9 +13,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from hostfault.cache import Cache, key_of
-from hostfault.errors import CacheMissError, LaunchError, SetupError
-from hostfault.tools import run_tool
+from hostfault.plumbing.cache import Cache, key_of
+from hostfault.plumbing.errors import CacheMissError, LaunchError, SetupError
+from hostfault.plumbing.packages import run_tool
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostfault.cache import Cache, key_of
-from hostfault.errors import LaunchError, SetupError, UsageError
 from hostfault.kernel.buildroot import BuildRoot
 from hostfault.kernel.source import is_kvm
-from hostfault.tools import run_tool
+from hostfault.plumbing.cache import Cache, key_of
+from hostfault.plumbing.errors import LaunchError, SetupError, UsageError
+from hostfault.plumbing.packages import run_tool
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostfault.errors import LaunchError, SetupError
-from hostfault.model import Kernel
-from hostfault.tools import run_tool
+from hostfault.case.model import Kernel
+from hostfault.plumbing.errors import LaunchError, SetupError
+from hostfault.plumbing.packages import run_tool
 
 
 @dataclass(frozen=True)

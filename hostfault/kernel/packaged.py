@@ -8,8 +8,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from hostfault.cache import Cache, key_of
-from hostfault.errors import CacheMissError, SetupError
+from hostfault.case.model import Kernel
 from hostfault.kernel.buildroot import BuildRoot, build_root, suite_for
 from hostfault.kernel.catalog import CatalogEntry
 from hostfault.kernel.choose import packaged
@@ -22,7 +21,8 @@ from hostfault.kernel.source import (
     link_digest,
     write_manifest,
 )
-from hostfault.model import Kernel
+from hostfault.plumbing.cache import Cache, key_of
+from hostfault.plumbing.errors import CacheMissError, SetupError
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostfault.errors import LaunchError, SetupError, UsageError
 from hostfault.kernel.versions import Range, Version, range_of
-from hostfault.tools import run_tool
+from hostfault.plumbing.errors import LaunchError, SetupError, UsageError
+from hostfault.plumbing.packages import run_tool
+from hostfault.plumbing.project import KERNELS
 
-SERIES = Path(__file__).parents[2] / "kernels" / "patches" / "series.toml"
+SERIES = KERNELS / "patches" / "series.toml"
 _TARGET = re.compile(r"^\+\+\+ b/(\S+)", re.MULTILINE)
 _SOURCE = re.compile(r"^--- a/(\S+)", re.MULTILINE)  # that of a new file is /dev/null
 _HUNK = re.compile(r"^@@ -\d+(?:,\d+)? \+\d+(?:,\d+)? @@.*$", re.MULTILINE)

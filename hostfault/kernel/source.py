@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostfault.errors import LaunchError, UsageError
-from hostfault.tools import run_tool
+from hostfault.plumbing.errors import LaunchError, UsageError
+from hostfault.plumbing.packages import run_tool
 
 Manifest = Mapping[str, str]  # a file's path below the tree -> hash of its content
 

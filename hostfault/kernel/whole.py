@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostfault.cache import Cache, key_of
-from hostfault.errors import SetupError, UsageError
 from hostfault.kernel import configuration
 from hostfault.kernel.buildroot import BuildRoot
 from hostfault.kernel.configuration import Option
@@ -27,7 +25,9 @@ from hostfault.kernel.source import (
     options_in,
     version_in,
 )
-from hostfault.tools import run_tool
+from hostfault.plumbing.cache import Cache, key_of
+from hostfault.plumbing.errors import SetupError, UsageError
+from hostfault.plumbing.packages import run_tool
 
 log = logging.getLogger(__name__)
 

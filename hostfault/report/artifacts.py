@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hostfault.deadline import wall_clock
-from hostfault.errors import SetupError, UsageError
-from hostfault.settings import Settings
+from hostfault.plugin.options import Settings
+from hostfault.plumbing.deadline import wall_clock
+from hostfault.plumbing.errors import SetupError, UsageError
 
 RUNS = Path(".hostfault/runs")
 

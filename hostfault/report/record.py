@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hostfault.known import KnownIssue
-from hostfault.model import Scenario, to_json
-from hostfault.seam import LabFacts, Run
-from hostfault.settings import Settings
+from hostfault.case.model import Scenario, to_json
+from hostfault.kernel.known_issues import KnownIssue
+from hostfault.plugin.options import Settings
+from hostfault.run.interface import LabFacts, Run
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hostfault.model import Scenario
-from hostfault.seam import LabFacts
+from hostfault.case.model import Scenario
+from hostfault.run.interface import LabFacts
 
 Tone = Literal["good", "known", "bad", "plain"]
 

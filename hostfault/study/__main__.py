@@ -18,16 +18,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from hostfault.errors import HostfaultError, UsageError
-from hostfault.host.place import Host
+from hostfault.host.testbed import Host
 from hostfault.kernel.catalog import newest
-from hostfault.lab import Lab
-from hostfault.settings import Settings
+from hostfault.plugin.options import Settings
+from hostfault.plumbing.errors import HostfaultError, UsageError
+from hostfault.plumbing.project import PROJECT
+from hostfault.run.lab import Lab
 from hostfault.study import plan, run, write
 from hostfault.study.plan import Cell
 from hostfault.study.run import Result
 
-PROJECT = Path(__file__).parents[2]
 FOLDER = PROJECT / ".hostfault" / "study"
 DOCUMENT = PROJECT / "docs" / "error-table.md"
 ATTEMPTS = 3  # of a run in which the harness fails

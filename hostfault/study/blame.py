@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hostfault.model import PAGE_SIZE
+from hostfault.case.model import PAGE_SIZE
 from hostfault.study.crowd import Armed, Task
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hostfault.deadline import Deadline
-from hostfault.errors import ProtocolError
-from hostfault.guest.talk import Talk
-from hostfault.ssh import Shell
+from hostfault.plumbing.deadline import Deadline
+from hostfault.plumbing.errors import ProtocolError
+from hostfault.remote.channel import Talk
+from hostfault.remote.ssh import Shell
 
 
 @dataclass(frozen=True)

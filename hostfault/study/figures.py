@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hostfault.errors import SetupError
+from hostfault.plumbing.errors import SetupError
 from hostfault.study import plan
 from hostfault.study.plan import Cell
 from hostfault.study.run import ENOUGH, Result

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hostfault.backing import virtiofs_dax
-from hostfault.deadline import Deadline, now
-from hostfault.errors import HostfaultError
-from hostfault.guest import machine as guest_machine
-from hostfault.host.place import Host, Place
-from hostfault.model import PAGE_SIZE, Access, Fault, Scenario
+from hostfault.case.model import PAGE_SIZE, Access, Fault, Scenario
+from hostfault.guest import boot as guest_machine
+from hostfault.host.testbed import Host, Place
+from hostfault.plumbing.deadline import Deadline, now
+from hostfault.plumbing.errors import HostfaultError
 from hostfault.study import blame, frames
 from hostfault.study import crowd as crowds
 from hostfault.study.plan import Cell
@@ -79,7 +79,7 @@ def scenario(cell: Cell) -> Scenario:
 
 
 def run(host: Host, cell: Cell, repeat: int, folder: Path) -> Result:
-    """One run. Raises :class:`~hostfault.errors.HostfaultError` for harness trouble."""
+    """One run. Raises :class:`~hostfault.plumbing.errors.HostfaultError` for harness trouble."""
     folder.mkdir(parents=True, exist_ok=True)
     began = now()
     rng = random.Random(f"{cell.key} {repeat}")  # noqa: S311 (to be repeated)

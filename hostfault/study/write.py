@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from hostfault.errors import SetupError
+from hostfault.plumbing.errors import SetupError
 from hostfault.study import figures, frames, stats
 from hostfault.study.plan import Cell
 from hostfault.study.run import ENOUGH, Result

@@ -2,8 +2,8 @@
 
 import signal
 
-from hostfault.cases import Case, each_case
-from hostfault.model import Fault, VerdictKind
+from hostfault.case.model import Fault, VerdictKind
+from hostfault.plugin.cases import Case, each_case
 
 
 @each_case("virtiofs-dax", faults=(Fault.NONE, Fault.GUEST), async_pf=(True,))

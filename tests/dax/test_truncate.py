@@ -1,7 +1,7 @@
 """The host truncates a file whose page a guest task has mapped, and the task touches it again."""
 
-from hostfault.cases import Case, each_case
-from hostfault.model import Fault
+from hostfault.case.model import Fault
+from hostfault.plugin.cases import Case, each_case
 
 
 @each_case("virtiofs-dax", faults=(Fault.ZERO, Fault.MIDDLE))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hostfault.cache import default_cache
 from hostfault.kernel.buildroot import NoBuildRootError, build_root, suite_for
 from hostfault.kernel.catalog import load, newest
+from hostfault.plumbing.cache import default_cache
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from hostfault.cache import Cache
-from hostfault.identity import Identity
-from hostfault.lab import Lab
-from hostfault.model import GuestImage, Kernel
-from hostfault.settings import Settings
+from hostfault.case.model import GuestImage, Kernel
+from hostfault.plugin.options import Settings
+from hostfault.plumbing.cache import Cache
+from hostfault.plumbing.ssh_keys import Identity
+from hostfault.run.lab import Lab
 
 HERE = Path("/run/hostfault")
 

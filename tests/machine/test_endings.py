@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from hostfault.deadline import Deadline
-from hostfault.errors import ConnectionLostError
-from hostfault.guest import machine as guest_machine
-from hostfault.host.place import Place
-from hostfault.lab import Lab
-from hostfault.model import Access, Fault, Scenario, Verdict, VerdictKind
-from hostfault.observe import arm, observe
-from hostfault.settings import Settings
-from hostfault.verdict import final_verdict
+from hostfault.case.model import Access, Fault, Scenario, Verdict, VerdictKind
+from hostfault.case.verdict import final_verdict
+from hostfault.guest import boot as guest_machine
+from hostfault.host.testbed import Place
+from hostfault.plugin.options import Settings
+from hostfault.plumbing.deadline import Deadline
+from hostfault.plumbing.errors import ConnectionLostError
+from hostfault.run.lab import Lab
+from hostfault.run.observe import arm, observe
 
 SCENARIO = Scenario("virtiofs-dax", Fault.NONE, Access.LOAD, async_pf=True)
 

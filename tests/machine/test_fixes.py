@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from hostfault.bisect.fixes import FIXES
+from hostfault.case.model import Access, Fault, Scenario, VerdictKind
 from hostfault.kernel.catalog import newest
-from hostfault.lab import Lab
-from hostfault.model import Access, Fault, Scenario, VerdictKind
-from hostfault.settings import Settings
+from hostfault.plugin.options import Settings
+from hostfault.run.lab import Lab
 
 SCENARIO = Scenario("virtiofs-dax", Fault.ZERO, Access.LOAD, async_pf=True)
 

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from hostfault.cache import Cache, default_cache, key_of
-from hostfault.deadline import Deadline
-from hostfault.host import machine as host_machine
+from hostfault.case.model import HostImage
+from hostfault.host import outer_qemu as host_machine
 from hostfault.host.emulated import payload, short_directory
-from hostfault.host.machine import MachineSpec, Sockets
-from hostfault.identity import identity
+from hostfault.host.outer_qemu import MachineSpec, Sockets
+from hostfault.host.qemu import find_qemu
 from hostfault.image import guest_image, host_image, host_initramfs
 from hostfault.kernel import resolve
 from hostfault.kernel.catalog import newest
-from hostfault.model import HostImage
-from hostfault.process import run
-from hostfault.qemu import find_qemu
-from hostfault.ssh import connect
+from hostfault.plumbing.cache import Cache, default_cache, key_of
+from hostfault.plumbing.deadline import Deadline
+from hostfault.plumbing.process import run
+from hostfault.plumbing.ssh_keys import identity
+from hostfault.remote.ssh import connect
 
 PROJECT = Path(__file__).parents[2]
 WHERE = "/run/hostfault/project"

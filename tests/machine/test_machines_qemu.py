@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from hostfault.cache import Cache, default_cache
+from hostfault.case.model import HostImage, Qemu
+from hostfault.host.qemu import environment_of, find_qemu
 from hostfault.image import host_image
-from hostfault.model import HostImage, Qemu
-from hostfault.qemu import environment_of, find_qemu
+from hostfault.plumbing.cache import Cache, default_cache
 
 MODULES = "usr/lib/x86_64-linux-gnu/qemu"
 POISON = "void __attribute__((constructor)) poison(void) { __builtin_trap(); }\n"

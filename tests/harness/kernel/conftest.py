@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from kernel_stand_ins import CONFIG, ENTRY, PATCH, RELEASE, SOURCE, FakeRoot, archive_of, write
 
-from hostfault.cache import Cache
+from hostfault.case.model import Kernel
 from hostfault.kernel import build, kvm_only, packaged, series, whole
 from hostfault.kernel.versions import Range
-from hostfault.model import Kernel
+from hostfault.plumbing.cache import Cache
 
 
 @pytest.fixture

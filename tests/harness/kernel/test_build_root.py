@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from kernel_stand_ins import write
 
-from hostfault.errors import HostfaultError, LaunchError, SetupError
 from hostfault.kernel import buildroot, kvm_only, packaged
 from hostfault.kernel.buildroot import BuildRoot, error_lines
+from hostfault.plumbing.errors import HostfaultError, LaunchError, SetupError
 
 ERRORS = """\
   CC      x86.o

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from kernel_stand_ins import ENTRY, PATCH, RELEASE, SOURCE, X86, FakeRoot, identity_of
 
-from hostfault.cache import Cache
-from hostfault.errors import CacheMissError, LaunchError, SetupError, UsageError
 from hostfault.kernel import build, kvm_only, packaged
+from hostfault.plumbing.cache import Cache
+from hostfault.plumbing.errors import CacheMissError, LaunchError, SetupError, UsageError
 
 
 def test_a_series_is_built_into_the_modules_of_a_packaged_kernel(

@@ -19,11 +19,11 @@ from kernel_stand_ins import (
     write,
 )
 
-from hostfault.cache import Cache
-from hostfault.errors import SetupError, UsageError
+from hostfault.case.model import Kernel
 from hostfault.kernel import build
 from hostfault.kernel.source import manifest
-from hostfault.model import Kernel
+from hostfault.plumbing.cache import Cache
+from hostfault.plumbing.errors import SetupError, UsageError
 
 
 def resolve_tree(tree: Path, cache: Cache) -> tuple[Kernel, str]:

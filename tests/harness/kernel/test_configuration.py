@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from kernel_stand_ins import write
 
-from hostfault.errors import SetupError
 from hostfault.kernel import configuration
 from hostfault.kernel.configuration import Option
+from hostfault.plumbing.errors import SetupError
 
 
 def test_an_optional_option_is_asked_for_where_kconfig_has_it(tmp_path: Path) -> None:

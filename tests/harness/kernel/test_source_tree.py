@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from kernel_stand_ins import HOST, KCONFIG, MAKEFILE, PMU, SOURCE, X86, write
 
-from hostfault.errors import UsageError
 from hostfault.kernel import buildroot
 from hostfault.kernel.source import (
     difference,
@@ -20,6 +19,7 @@ from hostfault.kernel.source import (
     version_in,
     without_strangers,
 )
+from hostfault.plumbing.errors import UsageError
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The agent: runs inside the host, with the standard library only."""

@@ -1,0 +1,5 @@
+"""``python -m hostfault.agent``: see :mod:`hostfault.agent.server`."""
+
+from hostfault.agent.server import main
+
+main()

@@ -1,0 +1,64 @@
+"""The files that guests are given, made below a directory that guests can write to.
+
+A guest may put a symbolic link, a FIFO or another file where a name was. So no name is trusted:
+a file is made anew where nothing stands, below directories that are no links, and from then on
+only its descriptor is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath
+
+from hostfault.daxfs.share import component
+
+
+class DataFiles:
+    """Files by the path that they were made at, all held open."""
+
+    def __init__(self, directory: Path) -> None:
+        """``directory`` is what paths start from; no guest can write to that one itself."""
+        self._directory = directory
+        self._fds: dict[str, int] = {}
+
+    def make(self, path: str, data: bytes) -> None:
+        """Make a file in place of what stands there. Raises OSError."""
+        with _parent(self._directory, path) as (folder, name):
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=folder)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, flags, 0o666, dir_fd=folder)
+        if path in self._fds:
+            os.close(self._fds[path])
+        self._fds[path] = fd
+        with open(fd, "wb", closefd=False) as stream:
+            stream.write(data)
+
+    def fd(self, path: str) -> int:
+        """The file that was made at a path, wherever it is by now. Raises FileNotFoundError."""
+        if path not in self._fds:
+            raise FileNotFoundError(f"no file was made at {path}")
+        return self._fds[path]
+
+    def close(self) -> None:
+        """Let go of all files."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+
+
+@contextmanager
+def _parent(directory: Path, path: str) -> Iterator[tuple[int, bytes]]:
+    """A descriptor of the directory that a path leads to, through no link, and the last name."""
+    *above, name = (component(os.fsencode(part)) for part in PurePath(path).parts)
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    fd = os.open(directory, flags)
+    try:
+        for part in above:
+            below = os.open(part, flags | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        yield fd, name
+    finally:
+        os.close(fd)

@@ -1,0 +1,293 @@
+"""The harness's hand on the host: processes, files and counts, over lines of JSON.
+
+``--stdio FD``: serve one harness on an inherited socket, then end every child and remove the
+directory; a local host uses this, so that nothing outlives the harness.
+``--listen PORT``: serve one harness after the other on the loopback interface and keep the
+children in between; an emulated host uses this, so that they live on in a saved machine.
+
+A request is ``{"id": N, "op": NAME, ...}``, its answer ``{"id": N, "ok": VALUE}`` or
+``{"id": N, "error": TEXT}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hostfault.agent.datafiles import DataFiles
+from hostfault.agent.procstat import vcpu_threads
+from hostfault.agent.tracing import Tracer, instance_name
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+LIMIT = 1 << 20  # bytes of a file that one request may ask for
+
+
+class Agent:
+    """The operations. Every public method is one; its arguments are the request's fields.
+
+    A guest can write to the directory that it shares. There, only ``make_file`` and what acts on
+    a file so made (``truncate``, ``stat``, ``byte``) are safe; ``read`` and ``write`` follow links.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._files = DataFiles(directory)
+        self._tracer = Tracer(instance_name())
+        self._kernel_log: int | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def hello(self) -> dict[str, Any]:
+        """Who is there, and which kernel runs."""
+        return {
+            "release": os.uname().release,
+            "kvm_build_id": build_id_of("kvm"),
+            "pid": os.getpid(),
+            "dir": str(self._directory),
+        }
+
+    def spawn(
+        self, name: str, argv: list[str], env: dict[str, str], listen: str | None = None
+    ) -> int:
+        """Start a child; its output goes to ``name.log``. Returns its pid.
+
+        ``env`` is its whole environment. On a local host the agent's own may hold a CI runner's
+        secrets, and what is started here talks to a guest.
+
+        With ``listen``, a socket listening at that path is opened first and handed to the child:
+        ``{fd}`` in ``argv`` becomes its descriptor, so that nobody need poll for the path.
+        """
+        listener = None
+        if listen is not None:
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(listen)
+            listener.listen(1)
+            argv = [word.replace("{fd}", str(listener.fileno())) for word in argv]
+        with self._log(name).open("wb") as log:
+            self._children[name] = subprocess.Popen(
+                argv,
+                env=env,
+                cwd=self._directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=() if listener is None else (listener.fileno(),),
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        if listener is not None:
+            listener.close()
+        return self._children[name].pid
+
+    def ended(self, name: str) -> int | None:
+        """Exit code of a child, negative for a signal; None while it runs."""
+        return self._children[name].poll()
+
+    def kill(self, name: str) -> int:
+        """Kill a child without a warning; returns its code."""
+        self._children[name].kill()
+        return self._children[name].wait(10)
+
+    def read(self, path: str, offset: int = 0, limit: int = 65536) -> dict[str, Any]:
+        """Part of a file as text, with its size; a negative offset counts from the end."""
+        with self._path(path).open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            start = max(0, size + offset) if offset < 0 else min(offset, size)
+            stream.seek(start)
+            data = stream.read(min(limit, LIMIT))
+        return {"text": data.decode("latin-1"), "next": start + len(data), "size": size}
+
+    def make_file(self, path: str, fill: list[int], page_size: int) -> None:
+        """Make a file anew in which page N is full of the byte ``fill[N]``."""
+        self._files.make(path, b"".join(bytes([byte]) * page_size for byte in fill))
+
+    def write(self, path: str, text: str) -> None:
+        """Write a file; what it held is gone."""
+        self._path(path).write_text(text)
+
+    def make_directory(self, path: str) -> None:
+        """Make a directory, and those above it."""
+        self._path(path).mkdir(parents=True, exist_ok=True)
+
+    def truncate(self, path: str, size: int) -> int:
+        """Cut a file that was made; returns the size that it then has."""
+        os.ftruncate(self._files.fd(path), size)
+        return os.fstat(self._files.fd(path)).st_size
+
+    def stat(self, path: str) -> dict[str, int]:
+        """Device, inode and size of a file that was made."""
+        found = os.fstat(self._files.fd(path))
+        return {"dev": found.st_dev, "ino": found.st_ino, "size": found.st_size}
+
+    def byte(self, path: str, offset: int) -> int | None:
+        """One byte of a file that was made; None beyond its end."""
+        data = os.pread(self._files.fd(path), 1, offset)
+        return data[0] if data else None
+
+    def trace(self) -> list[str]:
+        """Begin to count tracepoints, and to keep the kernel's log. Returns what is counted."""
+        self._open_kernel_log()
+        return self._tracer.start()
+
+    def histogram(self, event: str) -> list[Any]:
+        """Counts of one tracepoint since :meth:`trace`: [keys, count] for each set of keys."""
+        return [list(entry) for entry in self._tracer.entries(event)]
+
+    def sample(self, name: str, tails: list[str], watched: int | None = None) -> dict[str, Any]:
+        """Counts, CPU seconds of a child's vCPU threads, its exit code, and the ends of logs.
+
+        The counts of the frame ``watched`` are always among them.
+        """
+        threads = vcpu_threads(self._children[name].pid)
+        return {
+            **self._tracer.counts(threads.keys(), watched),
+            "vcpu_seconds": sum(threads.values()),
+            "ended": self.ended(name),
+            "tails": [self.read(path, offset=-6000)["text"] for path in tails],
+        }
+
+    def kernel_log(self) -> str:
+        """What the kernel has logged since :meth:`trace` (Documentation/ABI/testing/dev-kmsg)."""
+        lines: list[str] = []
+        while self._kernel_log is not None and len(lines) < 2000:
+            try:
+                record = os.read(self._kernel_log, 8192).decode(errors="replace")
+            except BlockingIOError:
+                break
+            except BrokenPipeError:  # records were overwritten before we read them
+                continue
+            lines.append(record.partition(";")[2].splitlines()[0])
+        return "\n".join(lines)
+
+    def _remove_directory(self) -> None:
+        """Not with shutil, which is recursive: the guest decides how deep the share is."""
+        subprocess.run(["rm", "-rf", "--", self._directory], check=False, timeout=60.0)
+
+    def close(self) -> None:
+        """End every child, stop tracing, remove the directory; each even if another fails."""
+        with contextlib.ExitStack() as last_first:
+            last_first.callback(self._remove_directory)
+            last_first.callback(self._files.close)
+            last_first.callback(self._tracer.stop)
+            for child in self._children.values():
+                last_first.callback(_end, child)
+
+    def _open_kernel_log(self) -> None:
+        if self._kernel_log is None:
+            with contextlib.suppress(OSError):  # not readable: the log stays empty
+                self._kernel_log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+        if self._kernel_log is not None:
+            os.lseek(self._kernel_log, 0, os.SEEK_END)
+
+    def _log(self, name: str) -> Path:
+        return self._directory / f"{name}.log"
+
+    def _path(self, path: str) -> Path:
+        return self._directory / path  # an absolute path stays as it is
+
+
+def build_id_of(module: str) -> str:
+    """The build id of a module that is loaded, in hex; "" if it is built in, absent or has none.
+
+    An ELF note: three numbers of four bytes, of which the first two are the lengths of name and
+    content, then both (elf(5), "Notes").
+    """
+    try:
+        note = Path(f"/sys/module/{module}/notes/.note.gnu.build-id").read_bytes()
+    except OSError:
+        return ""
+    name_size, size = struct.unpack_from("=II", note)
+    start = 12 + (name_size + 3) // 4 * 4
+    return note[start : start + size].hex()
+
+
+OPERATIONS = frozenset(name for name in vars(Agent) if not name.startswith("_")) - {"close"}
+
+
+def answer(agent: Agent, line: bytes) -> dict[str, Any]:
+    """Carry out one request; whatever goes wrong is told to the harness."""
+    number = None
+    try:
+        request = json.loads(line)
+        number, op = request.pop("id"), request.pop("op")
+        if op not in OPERATIONS:
+            return {"id": number, "error": f"no such operation: {op}"}
+        method: Callable[..., Any] = getattr(agent, op)
+        return {"id": number, "ok": method(**request)}
+    except Exception as error:  # the harness decides what it means
+        return {"id": number, "error": f"{type(error).__name__}: {error}"}
+
+
+def serve(agent: Agent, connection: socket.socket) -> None:
+    """Answer requests until the harness goes away."""
+    with connection, connection.makefile("rwb") as stream, contextlib.suppress(OSError):
+        for line in stream:
+            stream.write(json.dumps(answer(agent, line)).encode() + b"\n")
+            stream.flush()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a child by TERM, then KILL, with all of its group."""
+    for number, patience in ((signal.SIGTERM, 2), (signal.SIGKILL, 10)):
+        if child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(patience)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)  # what it started and left in its group
+    child.wait(10)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    """Run the agent; see the module's text for the two ways."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--directory", type=Path, required=True)
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--stdio", type=int, metavar="FD")
+    way.add_argument("--listen", type=int, metavar="PORT")
+    options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the harness, which hangs up
+    if options.stdio is not None:
+        _serve_one(options.directory, socket.socket(fileno=options.stdio))
+        return
+    agent = Agent(options.directory)
+    with socket.create_server(("127.0.0.1", options.listen)) as server:
+        sys.stdout.write("listening\n")
+        sys.stdout.flush()
+        while True:
+            serve(agent, server.accept()[0])
+
+
+def _serve_one(directory: Path, connection: socket.socket) -> None:
+    """Serve one harness, then leave nothing behind.
+
+    SIGTERM, which also comes when the harness dies, hangs up instead of raising: so it can come
+    at any time, also while everything is being closed.
+    """
+
+    def hang_up(*_: object) -> None:
+        with contextlib.suppress(OSError):  # closed, or hung up by the harness
+            connection.shutdown(socket.SHUT_RDWR)
+
+    signal.signal(signal.SIGTERM, hang_up)
+    agent = Agent(directory)
+    try:
+        serve(agent, connection)
+    finally:
+        agent.close()

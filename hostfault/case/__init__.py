@@ -1,0 +1,1 @@
+"""The domain: what a case is, what was observed, what it proves. No side effects."""

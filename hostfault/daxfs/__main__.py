@@ -1,0 +1,75 @@
+"""The daemon: ``python3 -m hostfault.daxfs``.
+
+Serves one connection and ends: 0 when the front-end hung up, 1 when it broke the protocol, 2 for
+a command line that can't be served.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hostfault.daxfs.device import Device, Settings
+from hostfault.daxfs.eventlog import EventLog
+from hostfault.daxfs.nodes import raise_descriptor_limit
+from hostfault.daxfs.vhost_user import PeerError
+from hostfault.daxfs.window import ALIGNMENT, MAX_SIZE
+
+MAX_TAG = 36  # bytes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the daemon; returns its exit code."""
+    options = _parse(arguments)
+    signal.signal(signal.SIGTERM, _leave)
+    os.umask(0)  # the guest's kernel has applied its umask
+    with (
+        options.log.open("ab", buffering=0) as stream,
+        socket.socket(fileno=options.fd) as listener,
+    ):
+        log = EventLog(stream)
+        max_nodes, max_handles = raise_descriptor_limit()
+        settings = Settings(options.shared, options.window, options.tag, max_nodes, max_handles)
+        log.event("listening", shared=str(options.shared), window=options.window)
+        connection, _ = listener.accept()
+        listener.close()
+        log.event("connected")
+        with connection:
+            try:
+                Device(connection, settings, log).serve()
+            except PeerError as error:
+                log.event("disconnect", clean=False, reason=str(error))
+                return 1
+        log.event("disconnect", clean=True)
+    return 0
+
+
+def _leave(number: int, _frame: object) -> None:
+    """Let the ``finally`` blocks run: a file may be longer than it should be at this moment."""
+    raise SystemExit(128 + number)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="hostfault.daxfs", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="a listening socket, inherited")
+    parser.add_argument("--shared", type=Path, required=True, help="the directory to serve")
+    parser.add_argument("--log", type=Path, required=True, help="the log, as JSON lines")
+    parser.add_argument("--window", type=int, default=64 << 20, help="bytes of the DAX window")
+    parser.add_argument("--tag", default="hostfault", help="the name that the guest mounts")
+    options = parser.parse_args(arguments)
+    if not options.shared.is_dir():
+        parser.error(f"--shared {options.shared}: not a directory")
+    if options.window % ALIGNMENT or not 0 < options.window <= MAX_SIZE:
+        parser.error(f"--window {options.window}: not a multiple of {ALIGNMENT} up to {MAX_SIZE}")
+    if not 0 < len(options.tag.encode()) <= MAX_TAG:
+        parser.error(f"--tag {options.tag}: not 1 to {MAX_TAG} bytes")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The guest: its command line, and how it gets to "reachable, mounted, probe at hand"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hostfault.case.model import Scenario
+from hostfault.plumbing.deadline import Deadline, poll
+from hostfault.plumbing.errors import LaunchError
+from hostfault.remote.agent import Agent
+
+NAME = "qemu"  # of the child, for the agent
+CONSOLE = "guest-console.log"  # in the agent's directory
+READY = "HOSTFAULT-GUEST READY"
+MEMORY = 256  # MiB
+
+# What makes it boot fast under emulation; oops=panic makes pvpanic tell.
+COMMAND_LINE = (
+    "console=ttyS0 no_timer_check tsc=reliable mitigations=off cryptomgr.notests "
+    "random.trust_cpu=on nokaslr quiet panic=0 oops=panic"
+)
+
+
+@dataclass(frozen=True)
+class GuestSpec:
+    """Everything that decides what the guest is, as paths and addresses on the host."""
+
+    qemu: tuple[str, ...]  # start of the command line
+    kernel: str
+    initramfs: str
+    directory: str  # the agent's
+    qmp: str  # options of the QMP chardev, e.g. "socket,host=0.0.0.0,port=4444,server=on,wait=off"
+    ssh_forward: str  # hostfwd rule up to "-:22"
+    devices: tuple[str, ...]  # of the backing
+
+
+def command_line(scenario: Scenario) -> str:
+    """The guest kernel's command line."""
+    return COMMAND_LINE if scenario.async_pf else f"{COMMAND_LINE} no-kvmapf"
+
+
+def command(spec: GuestSpec, scenario: Scenario) -> list[str]:
+    """QEMU's command line; it starts stopped, so that the recorder is there first."""
+    return [
+        *spec.qemu,
+        *("-name", "hostfault-guest,debug-threads=on", "-no-user-config", "-nodefaults"),
+        *("-machine", "pc,accel=kvm,memory-backend=mem", "-cpu", "host"),
+        *("-object", f"memory-backend-memfd,id=mem,size={MEMORY}M,share=on"),
+        *("-smp", str(scenario.vcpus), "-m", str(MEMORY)),
+        *("-kernel", spec.kernel, "-initrd", spec.initramfs),
+        *("-append", command_line(scenario)),
+        *("-netdev", f"user,id=net,restrict=on,hostfwd={spec.ssh_forward}"),
+        *("-device", "virtio-net-pci,netdev=net,romfile="),
+        *("-device", "pvpanic-pci", "-action", "panic=pause"),
+        *("-chardev", f"file,id=serial,path={spec.directory}/{CONSOLE}"),
+        *("-serial", "chardev:serial"),
+        *("-chardev", f"{spec.qmp},id=qmp", "-mon", "chardev=qmp,mode=control"),
+        *("-display", "none", "-no-reboot", "-S"),
+        *spec.devices,
+    ]
+
+
+def start(agent: Agent, argv: Sequence[str], env: dict[str, str]) -> None:
+    """Start QEMU on the host."""
+    agent.spawn(NAME, argv, env)
+
+
+def check_alive(agent: Agent, argv: Sequence[str]) -> None:
+    """Raise :class:`LaunchError` if QEMU has ended."""
+    code = agent.ended(NAME)
+    if code is not None:
+        raise LaunchError("the guest's QEMU", argv, code, qemu_log(agent) + console(agent))
+
+
+def wait_ready(agent: Agent, deadline: Deadline, alive: Callable[[], None]) -> None:
+    """Wait for the guest's init to say that it is ready.
+
+    Raises :class:`~hostfault.plumbing.errors.DeadlineError` with the end of its console.
+    """
+
+    def look() -> bool | None:
+        alive()
+        text = console(agent)
+        deadline.saw(text[-400:])
+        return True if READY in text else None
+
+    poll(deadline, look, interval=0.2)
+
+
+def console(agent: Agent) -> str:
+    """The end of the guest's console."""
+    return agent.read(CONSOLE, offset=-20000)[0]
+
+
+def qemu_log(agent: Agent) -> str:
+    """What the guest's QEMU printed."""
+    return agent.read(f"{NAME}.log", offset=-8000)[0]

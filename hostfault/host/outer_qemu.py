@@ -1,0 +1,258 @@
+"""The machine that an emulated host is: its command line, its life, saving and loading it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+
+from hostfault.case.model import Ended, HostImage, Kernel, Qemu
+from hostfault.host.qemu import environment_of
+from hostfault.plumbing.deadline import Deadline, poll
+from hostfault.plumbing.errors import DeadlineError, HostfaultError, LaunchError, SetupError
+from hostfault.plumbing.process import spawn, tail
+from hostfault.remote.qmp import Recorder
+
+MEMORY = 1024  # MiB
+VCPUS = 2  # one halves the guest's speed
+QMP_PORT = 4444  # in the host: the guest's QEMU listens for the harness
+GUEST_SSH_PORT = 10022  # in the host: forwarded to port 22 of the guest
+AGENT_PORT = 7000  # in the host, loopback only
+READY = "HOSTFAULT-HOST READY"
+REFUSAL = "HOSTFAULT-ERROR"  # in the lines in which its init says why it ends (images/host/init)
+SERIAL_TAIL = 20000  # bytes: a panic with its backtraces
+
+# Nested TCG breaks XSAVE in the guest, so nothing of xsave and avx may be on.
+TCG_CPU = (
+    "qemu64,+svm,+npt,+vgif,+nx,+lm,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+pclmulqdq,+aes,"
+    "+rdrand,+fsgsbase,+smep,+rdtscp,+pdpe1gb"
+)
+
+# What makes it boot fast under emulation, and what makes a hang a panic that pvpanic reports.
+COMMAND_LINE = (
+    "console=ttyS0 no_timer_check tsc=reliable mitigations=off cryptomgr.notests "
+    "random.trust_cpu=on nokaslr quiet panic=0 oops=panic softlockup_panic=1 "
+    "watchdog_thresh=10 hung_task_panic=0"
+)
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """Everything that decides what the machine is; part of the key of a saved one."""
+
+    qemu: Qemu
+    image: HostImage
+    kernel: Kernel
+    initramfs: Path
+    accelerator: str  # "tcg" or "kvm"
+
+    def command(self, sockets: Sockets, serial: Path, qmp_fd: int) -> list[str]:
+        """The command line, up to what decides whether it boots or loads."""
+        forwards = (
+            f"hostfwd=unix:{sockets.host_ssh}-:22",
+            f"hostfwd=unix:{sockets.guest_qmp}-:{QMP_PORT}",
+            f"hostfwd=unix:{sockets.guest_ssh}-:{GUEST_SSH_PORT}",
+        )
+        accel = "tcg,thread=multi" if self.accelerator == "tcg" else self.accelerator
+        return [
+            *self.qemu.argv,
+            *("-name", "hostfault-host,debug-threads=on", "-no-user-config", "-nodefaults"),
+            *("-machine", "q35", "-accel", accel),
+            *("-cpu", TCG_CPU if self.accelerator == "tcg" else "host"),
+            *("-smp", str(VCPUS), "-m", str(MEMORY)),
+            *("-kernel", str(self.kernel.image), "-initrd", str(self.initramfs)),
+            *("-append", COMMAND_LINE),
+            *("-drive", f"file={self.image.disk},if=none,id=root,format=raw,readonly=on"),
+            *("-device", "virtio-blk-pci,drive=root"),
+            *("-netdev", ",".join(("user,id=net,restrict=on", *forwards))),
+            *("-device", "virtio-net-pci,netdev=net,romfile="),
+            *("-device", "pvpanic-pci", "-action", "panic=pause"),
+            *("-chardev", f"file,id=serial,path={serial},append=on", "-serial", "chardev:serial"),
+            *("-chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off"),
+            *("-mon", "chardev=qmp,mode=control"),
+            *("-display", "none", "-no-reboot", "-S"),
+        ]
+
+
+@dataclass(frozen=True)
+class Sockets:
+    """The ways in, as Unix sockets on this machine."""
+
+    host_qmp: Path
+    host_ssh: Path
+    guest_qmp: Path
+    guest_ssh: Path
+
+    @classmethod
+    def below(cls, directory: Path) -> Sockets:
+        """Sockets in a directory; its path must be short (unix(7): 107 bytes)."""
+        return cls(
+            *(directory / name for name in ("host-qmp", "host-ssh", "guest-qmp", "guest-ssh"))
+        )
+
+
+class Serial:
+    """The serial log of one run: what earlier runs left in the file is not its word."""
+
+    def __init__(self, path: Path) -> None:
+        path.touch()
+        self.path = path
+        self._begin = path.stat().st_size
+
+    def text(self) -> str:
+        """The end of what this run has said."""
+        with self.path.open("rb") as stream:
+            stream.seek(max(self._begin, stream.seek(0, os.SEEK_END) - SERIAL_TAIL))
+            return stream.read().decode(errors="replace")
+
+
+class Machine:
+    """A running machine; get one from :func:`start`."""
+
+    def __init__(self, child: Popen[bytes], recorder: Recorder, serial: Serial, log: Path) -> None:
+        self._child = child
+        self.recorder = recorder
+        self._serial = serial
+        self._log = log
+
+    def boot(self, deadline: Deadline) -> None:
+        """Let it run until its init says that it is ready.
+
+        Raises :class:`SetupError` with the kernel's words if it does not come up.
+        """
+        self.recorder.execute("cont")
+
+        def ready() -> bool | None:
+            text = self._serial.text()
+            deadline.saw(text[-200:])
+            gone = self.ended()
+            if gone is not None:
+                refusals = [line for line in gone.words.splitlines() if REFUSAL in line]
+                words = "\n".join(refusals) or gone.words
+                raise SetupError(f"the emulated host does not come up, it ended:\n{words}")
+            return True if READY in text else None
+
+        try:
+            poll(deadline, ready, interval=0.1)
+        except DeadlineError as error:
+            raise SetupError(f"the emulated host does not come up: {error}") from error
+
+    def save(self, path: Path, deadline: Deadline) -> None:
+        """Stop it and write it to a file, nested state included."""
+        self.recorder.execute("stop")
+        self._capabilities()
+        self.recorder.execute("migrate", {"uri": f"file:{path}"})
+        self._migrated(deadline)
+
+    def load(self, path: Path, deadline: Deadline) -> None:
+        """Become the machine that was saved there, and go on."""
+        self._capabilities()
+        self.recorder.execute("migrate-incoming", {"uri": f"file:{path}"})
+        self._migrated(deadline)
+        self.recorder.execute("cont")
+
+    def ended(self) -> Ended | None:
+        """How its kernel came to an end; None while it lives.
+
+        Raises :class:`LaunchError` if QEMU itself came to one: that says nothing of the kernel.
+        """
+        code = self._child.poll()
+        if code is not None:
+            words = self._serial.text() + tail(self._log)
+            if code == 0 and self._guest_shut_down():
+                return Ended(code, None, words)
+            raise LaunchError("the emulated host's QEMU", _argv(self._child), code, words)
+        names = {event.name for event in self.recorder.events()}
+        if "GUEST_PANICKED" in names:
+            return Ended(None, None, self._serial.text())
+        return None
+
+    def _guest_shut_down(self) -> bool:
+        """Whether QEMU said that it ends because the machine reset itself or switched itself off.
+
+        (QAPI run-state.json: reasons of the guest's own begin with "guest-".)
+        """
+        try:
+            event = self.recorder.wait_for("SHUTDOWN", Deadline(2.0, "the reason of the end"))
+        except DeadlineError:
+            return False
+        return str(event.data.get("reason", "")).startswith("guest-")
+
+    def hung(self, words: str) -> Ended:
+        """What to record for a host that runs and does not answer."""
+        try:
+            registers = self.recorder.monitor("info registers -a")
+        except HostfaultError as error:
+            registers = str(error)
+        return Ended(None, None, f"{registers}\n{self._serial.text()}\n{words}")
+
+    def check_alive(self) -> None:
+        """Raise :class:`HostfaultError` if it came to an end while it was being set up."""
+        gone = self.ended()
+        if gone is not None:
+            raise HostfaultError(f"the emulated host died while it was set up:\n{gone.words}")
+
+    def _capabilities(self) -> None:
+        wanted = [
+            {"capability": name, "state": True} for name in ("mapped-ram", "multifd", "events")
+        ]
+        self.recorder.execute("migrate-set-capabilities", {"capabilities": wanted})
+
+    def _migrated(self, deadline: Deadline) -> None:
+        def status() -> str | None:
+            self.check_alive()
+            answer = self.recorder.execute("query-migrate")
+            deadline.saw(answer)
+            if answer.get("status") == "failed":
+                raise HostfaultError(f"migration failed: {answer.get('error-desc', answer)}")
+            return "completed" if answer.get("status") == "completed" else None
+
+        poll(deadline, status, interval=0.02)
+
+
+@contextmanager
+def start(spec: MachineSpec, directory: Path, folder: Path, *, incoming: bool) -> Iterator[Machine]:
+    """Start the machine, stopped before its first instruction, for the length of the block.
+
+    ``directory`` (short path) gets its sockets, ``folder`` its logs. Raises
+    :class:`LaunchError` if QEMU dies at once.
+    """
+    sockets = Sockets.below(directory)
+    serial = Serial(folder / "host-serial.log")
+    log = folder / "host-qemu.log"
+    with ExitStack() as stack:
+        recorder = stack.enter_context(Recorder("host QMP", folder / "host-qmp.jsonl", host=True))
+        listener = stack.enter_context(_listen(sockets.host_qmp))
+        argv = spec.command(sockets, serial.path, listener.fileno())
+        if incoming:
+            argv += ["-incoming", "defer"]
+        child = stack.enter_context(
+            spawn(
+                argv,
+                log=log,
+                env=environment_of(spec.qemu),
+                pass_fds=(listener.fileno(),),
+                grace=0.0,
+            )
+        )
+        listener.close()
+        machine = Machine(child, recorder, serial, log)
+        deadline = Deadline(20.0, "QMP of the emulated host")
+        recorder.connect(sockets.host_qmp, deadline, machine.check_alive)
+        yield machine
+
+
+@contextmanager
+def _listen(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        yield listener
+
+
+def _argv(child: Popen[bytes]) -> list[str]:
+    return [str(word) for word in child.args] if isinstance(child.args, list) else []

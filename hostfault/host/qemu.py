@@ -1,0 +1,103 @@
+"""QEMU: which one, how to start it, and what it can do."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from hostfault.case.model import HostImage, Qemu
+from hostfault.image.programs import loader_argv
+from hostfault.plumbing.errors import LaunchError, MissingCapabilityError, UsageError
+from hostfault.plumbing.process import run
+
+PROGRAM = "qemu-system-x86_64"
+SHARED_MEMORY_DEVICE = "vhost-user-test-device-pci"
+OLDEST_WITH_SHARED_MEMORY = (11, 1)
+_START_PATIENCE = 30.0  # seconds for a QEMU that only prints something
+_VERSION = re.compile(r"QEMU emulator version (\d+(?:\.\d+)*)")
+
+
+def find_qemu(choice: str, host_image: HostImage | None) -> Qemu:
+    """The QEMU that ``choice`` names: ``image``, ``system`` or a path to a binary.
+
+    ``image`` is the host image's QEMU, run by the image's own loader. Raises
+    :class:`UsageError` if there is no such QEMU or what was named is none, :class:`LaunchError`
+    if the image's does not start.
+    """
+    if choice == "image":
+        if host_image is None:
+            raise UsageError("--qemu image needs the host image, and there is none")
+        argv = loader_argv(host_image.root, f"usr/bin/{PROGRAM}")
+    elif choice == "system":
+        argv = (_from_path(PROGRAM, "--qemu system"),)
+    elif "/" in choice:
+        argv = (_from_path(choice, f"--qemu {choice}"),)
+    else:
+        raise UsageError(f"--qemu {choice}: give image, system, or a path with a slash in it")
+    qemu = Qemu(choice, "not known yet", argv)
+    try:
+        return replace(qemu, version=_version(qemu))
+    except LaunchError as error:
+        if choice == "image":
+            raise
+        raise UsageError(f"--qemu {choice}: not a QEMU that runs here\n{error}") from error
+
+
+def _from_path(program: str, asked: str) -> str:
+    found = shutil.which(program)
+    if found is None:
+        raise UsageError(
+            f"{asked}: no such program; install it (Debian: apt-get install qemu-system-x86), "
+            "or use --qemu image, which needs no installation"
+        )
+    return str(Path(found).absolute())
+
+
+def environment_of(qemu: Qemu) -> dict[str, str]:
+    """The whole environment to start a QEMU with.
+
+    The image's gets none of the caller's: QEMU_MODULE_DIR, LD_PRELOAD and their like would let
+    files of the machine in. A QEMU that the caller names may need them.
+    """
+    if qemu.source == "image":
+        return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
+    return dict(os.environ)
+
+
+def _version(qemu: Qemu) -> str:
+    line = [*qemu.argv, "--version"]
+    said = run(line, what="QEMU", timeout=_START_PATIENCE, env=environment_of(qemu))
+    match = _VERSION.search(said)
+    if match is None:
+        raise LaunchError("QEMU names no version: is this QEMU? It", line, 0, said)
+    return match[1]
+
+
+def require_shared_memory_device(qemu: Qemu) -> None:
+    """Raise :class:`MissingCapabilityError` unless this QEMU can give a back-end a DAX window.
+
+    VIRTIO shared memory regions came to vhost-user with 11.1; the generic device that hands
+    them to any back-end is missing where QEMU was built without it.
+    """
+    wanted = ".".join(map(str, OLDEST_WITH_SHARED_MEMORY))
+    if tuple(map(int, qemu.version.split("."))) < OLDEST_WITH_SHARED_MEMORY:
+        raise MissingCapabilityError(
+            "shared-memory-device",
+            f"QEMU {qemu.version} ({qemu.argv[0]}) is too old for virtiofs DAX: use --qemu "
+            f"image, or a QEMU of {wanted} or newer",
+        )
+    devices = run(
+        [*qemu.argv, "-device", "help"],
+        what="QEMU",
+        timeout=_START_PATIENCE,
+        env=environment_of(qemu),
+    )
+    if f'"{SHARED_MEMORY_DEVICE}"' not in devices:
+        raise MissingCapabilityError(
+            "shared-memory-device",
+            f"QEMU {qemu.version} ({qemu.argv[0]}) was built without {SHARED_MEMORY_DEVICE}: "
+            f"use --qemu image",
+        )

@@ -1,0 +1,43 @@
+"""Capabilities that a machine may lack: a skip, or under ``--require`` an error."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import NoReturn
+
+import pytest
+
+from hostfault.plumbing.errors import MissingCapabilityError, UsageError
+
+CAPABILITIES: Mapping[str, str] = {
+    "shared-memory-device": "a QEMU of 11.1 or newer, built with vhost-user-test-device-pci",
+    "tracing": "on a local host: tracefs, mounted, and the right to count KVM's tracepoints",
+    "kvm": "that this machine's own kernel is tested, not one in an emulated host",
+}
+"""The names that ``--require`` takes, and what each of them stands for."""
+
+ALL = "all"
+"""Under ``--require all`` no test may be skipped for a missing capability.
+
+For want of ``kvm`` none is skipped: the kernel under test runs in an emulated host instead. So
+that one has to be named.
+"""
+
+
+def check_names(required: Collection[str]) -> None:
+    """Raise :class:`UsageError` for a name that no test asks for.
+
+    A name spelt wrong would let a runner go green by skipping.
+    """
+    for name in required:
+        if name not in CAPABILITIES and name != ALL:
+            known = "\n".join(f"  {key}: {text}" for key, text in CAPABILITIES.items())
+            raise UsageError(f"--require {name}: no such capability; there are\n{known}\n  {ALL}")
+
+
+def skip_or_fail(error: MissingCapabilityError, required: Collection[str]) -> NoReturn:
+    """Skip the running test, or fail it if the capability is required. Always raises."""
+    if error.capability in required or ALL in required:
+        text = f"--require {error.capability}: {error.reason}"
+        raise pytest.fail.Exception(text, pytrace=False) from None
+    raise pytest.skip.Exception(str(error)) from None

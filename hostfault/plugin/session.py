@@ -1,0 +1,269 @@
+"""The pytest plugin: options, fixtures, known issues and the report at the end.
+
+The scenario runs in a fixture and the test only asserts, so that harness trouble is pytest's
+*error* and a bad verdict its *failure*.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from hostfault.case.model import Scenario, to_json
+from hostfault.kernel import known_issues as known
+from hostfault.plugin.cases import Case, group_by_machine
+from hostfault.plugin.keeper import LabKeeper, as_outcome
+from hostfault.plugin.options import Settings, add_options, from_config
+from hostfault.plugin.progress import Progress
+from hostfault.plugin.summary import (
+    first_line,
+    repeat_first_line_only,
+    row_of,
+    show_table,
+    show_unfinished,
+)
+from hostfault.plumbing.errors import HostfaultError, SetupError, UsageError
+from hostfault.report import artifacts
+from hostfault.report.record import Record, properties, verdict_json
+from hostfault.report.table import Row, Tone
+from hostfault.run.interface import Lab, LabFacts, Run
+
+
+class HookSpecs:
+    """Hooks that this plugin calls."""
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_hostfault_lab(self, settings: Settings, say: Callable[[str], None]) -> Lab | None:
+        """Make the lab that runs the scenarios; the first answer is taken."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_hostfault_lab(settings: Settings, say: Callable[[str], None]) -> Lab:
+    """The real lab; imported late, as most of the suite's own tests need none."""
+    from hostfault.run.lab import Lab as RealLab
+
+    return RealLab(settings, say)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Make the hooks known."""
+    pluginmanager.add_hookspecs(HookSpecs)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Register the options."""
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check the options before anything runs."""
+    try:
+        settings = from_config(config)
+        artifacts.check(settings)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.pluginmanager.register(HostfaultSession(config, settings), HostfaultSession.NAME)
+    if threading.current_thread() is threading.main_thread():
+        _end_by_sigterm_as_by_ctrl_c(config)
+
+
+def _end_by_sigterm_as_by_ctrl_c(config: pytest.Config) -> None:
+    """Let SIGTERM tear down what runs, as Ctrl-C does; a second one changes nothing."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+
+    def restore() -> None:
+        signal.signal(signal.SIGTERM, before)
+
+    config.add_cleanup(restore)
+
+
+_TROUBLE: dict[str, tuple[str, Tone]] = {"skipped": ("SKIP", "plain"), "failed": ("ERROR", "bad")}
+
+
+class HostfaultSession:
+    """One pytest session: its lab, and what became of its tests."""
+
+    NAME = "hostfault-session"
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self.settings = settings
+        self.progress = Progress(config)
+        self.artifacts = artifacts.Artifacts(settings, config.rootpath)
+        self.keeper = LabKeeper(
+            lambda: config.hook.pytest_hostfault_lab(settings=settings, say=self.progress.say),
+            self.progress,
+        )
+        self.issues = known.load() if settings.known_issues else ()
+        self._scenarios: dict[str, Scenario] = {}  # by node id, in the order of running
+        self._records: dict[str, Record] = {}
+        self._rows: dict[str, Row] = {}
+        self._current = ""
+        self._interrupted = False
+        self._waiting_for = ""
+        self._cleanup_trouble = ""
+
+    # --- the way of a session, in order ---
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Run tests of one booted machine one after the other."""
+        group_by_machine(items, scenario_of)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Remember what is to be run, for the summary of a run that is interrupted."""
+        for item in session.items:
+            scenario = scenario_of(item)
+            if scenario is not None:
+                self._scenarios[item.nodeid] = scenario
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Open the lab before the first test that needs it.
+
+        Outside of pytest-timeout's wrapper: fetching and building takes its own time.
+        """
+        if item.nodeid in self._scenarios:
+            self._current = item.nodeid
+            self.keeper.prepare()
+        result = yield
+        self._current = ""
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Keep what we say of a failure to one line where pytest repeats it."""
+        report = yield
+        if item.nodeid in self._scenarios and call.excinfo is not None:
+            repeat_first_line_only(report, call.excinfo.value)
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note the row of a test."""
+        scenario = self._scenarios.get(report.nodeid)
+        if scenario is None:
+            return
+        record = self._records.get(report.nodeid)
+        if report.when == "call" and record is not None:
+            self._rows[report.nodeid] = row_of(report, record)
+        elif not report.passed:
+            word, tone = _TROUBLE[report.outcome]
+            self._rows[report.nodeid] = Row(scenario, word, first_line(report), tone)
+
+    def pytest_keyboard_interrupt(self) -> None:
+        """Remember it for the summary."""
+        self._interrupted = True
+        self._waiting_for = self.progress.text
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Close the lab, after the fixtures."""
+        try:
+            self.keeper.close()
+        except (HostfaultError, OSError) as error:
+            self._cleanup_trouble = str(error)
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """The table of verdicts, if a test came to one, and what was not finished."""
+        rows = list(self._rows.values())
+        if self.settings.hide_passes:
+            rows = [row for row in rows if row.tone != "good"]
+        if self._rows:
+            show_table(terminalreporter, self.keeper.facts, rows, self.artifacts.directory)
+        if self._interrupted and self._scenarios:
+            done = {self._current, *self._rows}
+            left = [test for test in self._scenarios if test not in done]
+            if self._current or left:
+                show_unfinished(terminalreporter, self._current, self._waiting_for, left)
+        if self._cleanup_trouble:
+            terminalreporter.section("clean-up")
+            terminalreporter.write_line(self._cleanup_trouble, red=True)
+
+    # --- what the fixtures need ---
+
+    def run(self, item: pytest.Item, lab: Lab, scenario: Scenario) -> Record:
+        """Run and record one scenario. Raises :class:`HostfaultError`."""
+        _, facts = self.keeper.ready()
+        folder = self.artifacts.folder(item.name)
+        try:
+            with self.progress.showing():
+                run = lab.run(scenario, folder)
+        except HostfaultError as error:
+            with suppress(OSError):
+                (folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n")
+            raise
+        record = self._record(item.nodeid, scenario, facts, run, folder)
+        try:
+            artifacts.write_json(folder / "observation.json", to_json(run.observation))
+            artifacts.write_json(folder / "verdict.json", verdict_json(record))
+        except OSError as error:
+            raise SetupError(f"cannot write the artifacts: {error}") from error
+        return record
+
+    def _record(
+        self, test: str, scenario: Scenario, facts: LabFacts, run: Run, folder: Path
+    ) -> Record:
+        issue = known.match(self.issues, facts.host_kernel, scenario)
+        record = Record(test, scenario, facts, self.settings, run, issue, folder)
+        self._records[test] = record
+        return record
+
+
+@pytest.fixture
+def lab(pytestconfig: pytest.Config) -> Lab:
+    """The session's lab, opened for the first test that needs it."""
+    session = _session(pytestconfig)
+    with as_outcome(session.settings.require):
+        found, _ = session.keeper.ready()
+    return found
+
+
+@pytest.fixture
+def case(
+    request: pytest.FixtureRequest, pytestconfig: pytest.Config, lab: Lab, scenario: Scenario
+) -> Case:
+    """The test's ``scenario``, run and judged; the artifacts are written."""
+    session = _session(pytestconfig)
+    with as_outcome(session.settings.require):
+        record = session.run(request.node, lab, scenario)
+    request.node.user_properties += properties(record)
+    _expect_the_known(request.node, record)
+    return Case(record)
+
+
+def _expect_the_known(item: pytest.Item, record: Record) -> None:
+    """Mark the test as a known failure, strictly: a pass is a failure, too.
+
+    A bad verdict other than the listed one gets no mark, and fails.
+    """
+    if record.issue is None:
+        return
+    if record.is_known or record.settings.accepts(record.run.verdict):
+        item.add_marker(pytest.mark.xfail(strict=True, reason=record.issue.reason))
+
+
+def scenario_of(item: pytest.Item) -> Scenario | None:
+    """The scenario that a test asks the lab to run, if it does."""
+    if "case" not in getattr(item, "fixturenames", ()):
+        return None
+    callspec = getattr(item, "callspec", None)
+    scenario = callspec.params.get("scenario") if callspec is not None else None
+    return scenario if isinstance(scenario, Scenario) else None
+
+
+def _session(config: pytest.Config) -> HostfaultSession:
+    session = config.pluginmanager.getplugin(HostfaultSession.NAME)
+    assert isinstance(session, HostfaultSession)
+    return session

@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, waiting, child processes, the cache."""

@@ -1,0 +1,1 @@
+"""How the harness speaks to machines and to what runs in them."""

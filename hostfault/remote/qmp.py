@@ -1,0 +1,190 @@
+"""QMP: a recorder that misses nothing, for callers that do not speak asyncio.
+
+Specification: QEMU's docs/interop/qmp-spec.rst. The library qemu.qmp does the protocol; here a
+background thread runs its event loop, and every message in either direction is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp.message import Message
+
+from hostfault.case.model import Event
+from hostfault.plumbing.deadline import Deadline, now, poll
+from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
+
+T = TypeVar("T")
+
+# Every message is in the transcript, and what goes wrong is raised: no need to print it too.
+logging.getLogger("qemu.qmp").propagate = False
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+
+class _Client(QMPClient):
+    """A client that shows every message to the recorder before anything else sees it."""
+
+    recorder: Recorder
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        self.recorder.keep("<-", msg)
+        return super()._cb_inbound(msg)
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        self.recorder.keep("->", msg)
+        return super()._cb_outbound(msg)
+
+
+class Recorder:
+    """A QMP connection. Use it as a context manager; connect before the first vCPU runs."""
+
+    def __init__(self, name: str, transcript: Path, *, host: bool = False) -> None:
+        self._name = name
+        self._host = host
+        self._events: list[Event] = []
+        self._changed = threading.Condition()
+        self._transcript = transcript.open("a", encoding="utf-8")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"qmp-{name}")
+        self._thread.daemon = True
+        self._client = self._new_client()
+
+    def __enter__(self) -> Recorder:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.disconnect()
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(5.0)
+            self._loop.close()
+            self._transcript.close()
+
+    def connect(
+        self, path: Path, deadline: Deadline, alive: Callable[[], None] = lambda: None
+    ) -> None:
+        """Connect to QEMU's QMP socket and negotiate; try again until the deadline.
+
+        ``alive`` is called before each attempt and raises if QEMU is known to be gone.
+
+        A forwarded port accepts before QEMU listens behind it, so a refused or dropped
+        connection is tried again. Raises :class:`~hostfault.plumbing.errors.DeadlineError`.
+        """
+
+        def attempt() -> bool | None:
+            alive()
+            try:
+                self._wait(self._open(path), deadline.left() + 0.1)
+            except (QMPError, OSError, TimeoutError, AssertionError) as error:
+                # qemu.qmp asserts its own state when the peer hangs up right after the greeting,
+                # and a client that was cut off half-way stays unusable.
+                self._client = self._new_client()
+                deadline.saw(f"{type(error).__name__}: {error}")
+                return None
+            return True
+
+        poll(deadline, attempt, interval=0.05)
+
+    def _new_client(self) -> _Client:
+        client = _Client(self._name)
+        client.recorder = self
+        return client
+
+    def disconnect(self) -> None:
+        """Hang up; the recorder and its events stay."""
+        try:
+            self._wait(self._client.disconnect(), 5.0)
+        except Exception:
+            # The far end may be dead, which is what the test is about: nothing is lost by it.
+            return
+
+    def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, timeout: float = 15.0
+    ) -> Any:
+        """Run a command and return its value.
+
+        Raises :class:`ConnectionLostError` if QEMU is gone or does not answer within ``timeout``
+        seconds, and :class:`HostfaultError` with QEMU's words if it refuses.
+        """
+        try:
+            return self._wait(self._client.execute(command, arguments), timeout)
+        except ExecuteError as error:
+            raise HostfaultError(f"{self._name}: {command}: {error}") from error
+        except (ExecInterruptedError, TimeoutError, EOFError, OSError) as error:
+            raise ConnectionLostError(
+                f"{self._name}: no answer to {command} ({type(error).__name__})"
+            ) from error
+        except QMPError as error:  # StateError, when the connection is already gone
+            raise ConnectionLostError(f"{self._name}: {command}: {error}") from error
+
+    def monitor(self, line: str, timeout: float = 15.0) -> str:
+        """Run a command of the human monitor; returns its text."""
+        return str(self.execute("human-monitor-command", {"command-line": line}, timeout))
+
+    def events(self) -> tuple[Event, ...]:
+        """Every event so far; ``at`` is :func:`hostfault.plumbing.deadline.now`."""
+        with self._changed:
+            return tuple(self._events)
+
+    def wait_for(self, name: str, deadline: Deadline, since: float = 0.0) -> Event:
+        """The first event of that name not older than ``since``; raises DeadlineError."""
+        with self._changed:
+            while True:
+                for event in self._events:
+                    if event.name == name and event.at >= since:
+                        return event
+                deadline.saw(f"events {[event.name for event in self._events[-5:]]}")
+                deadline.check()
+                self._changed.wait(deadline.left())
+
+    def wait_changed(self, seconds: float) -> None:
+        """Sleep until an event comes, ``seconds`` at most."""
+        with self._changed:
+            self._changed.wait(seconds)
+
+    def keep(self, direction: str, message: Message) -> None:
+        """Write a message to the transcript, and keep it if it is an event."""
+        data: dict[str, Any] = dict(message)
+        self._transcript.write(json.dumps({"at": now(), "way": direction, "msg": data}) + "\n")
+        self._transcript.flush()
+        if "event" not in data:
+            return
+        event = Event(str(data["event"]), now(), data.get("data", {}), host=self._host)
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify_all()
+
+    async def _open(self, path: Path) -> None:
+        peer = socket.socket(socket.AF_UNIX)
+        try:
+            peer.settimeout(2.0)
+            peer.connect(str(path))
+            peer.setblocking(False)
+        except OSError:
+            peer.close()
+            raise
+        await self._client.connect(peer)
+
+    def _wait(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(seconds)
+        except TimeoutError:
+            future.cancel()
+            raise

@@ -1,0 +1,1 @@
+"""One case from beginning to end, and what the cases of a run share."""

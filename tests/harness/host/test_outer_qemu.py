@@ -1,0 +1,122 @@
+"""How the machine of an emulated host comes up, and how it ends; QEMU only pretends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from hostfault.case.model import Event
+from hostfault.host.outer_qemu import READY, Machine, Serial
+from hostfault.plumbing.deadline import Deadline
+from hostfault.plumbing.errors import HostfaultError, LaunchError, SetupError
+
+PANIC = Event("GUEST_PANICKED", 1.0, {"action": "pause"}, host=True)
+
+
+class PretendedQemu:
+    """A process, and its QMP."""
+
+    args = ("qemu", "-x")
+
+    def __init__(self, code: int | None = None, *events: Event) -> None:
+        self.code = code
+        self._events = events
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def execute(self, _command: str, _arguments: Mapping[str, Any] | None = None) -> Any:
+        return {}
+
+    def events(self) -> tuple[Event, ...]:
+        return self._events
+
+    def wait_for(self, name: str, deadline: Deadline) -> Event:
+        for event in self._events:
+            if event.name == name:
+                return event
+        raise deadline.error()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """The serial log; what an earlier run has left is in it."""
+    path = tmp_path / "serial"
+    path.write_text(f"Kernel panic - not syncing: long ago\n{READY}\n")
+    return path
+
+
+def machine(log: Path, qemu: PretendedQemu, words: str = "") -> Machine:
+    serial = Serial(log)
+    with log.open("a") as stream:
+        stream.write(words)
+    return Machine(cast("Any", qemu), cast("Any", qemu), serial, log.with_name("qemu.log"))
+
+
+def shutdown(reason: str) -> Event:
+    return Event("SHUTDOWN", 1.0, {"guest": reason.startswith("guest"), "reason": reason})
+
+
+def soon() -> Deadline:
+    return Deadline(0.3, "the host to boot")
+
+
+def test_a_host_is_up_when_its_init_says_so(log: Path) -> None:
+    machine(log, PretendedQemu(), f"{READY}\n").boot(soon())
+
+
+def test_a_host_does_not_come_up_because_an_earlier_one_did(log: Path) -> None:
+    with pytest.raises(SetupError, match=r"does not come up: waited 0\.\d s for the host to boot"):
+        machine(log, PretendedQemu()).boot(soon())
+
+
+def test_an_init_that_gives_up_says_why(log: Path) -> None:
+    words = "noise\nHOSTFAULT-ERROR kvm: version magic '7.3.4' should be '7.3.5'\nmore\n"
+    qemu = PretendedQemu(0, shutdown("guest-shutdown"))
+    with pytest.raises(SetupError, match="HOSTFAULT-ERROR kvm: version magic") as caught:
+        machine(log, qemu, words).boot(soon())
+    assert "noise" not in str(caught.value)
+
+
+def test_a_host_that_panics_at_its_boot_says_so(log: Path) -> None:
+    with pytest.raises(SetupError, match="it ended:\nKernel panic - not syncing: VFS") as caught:
+        machine(log, PretendedQemu(None, PANIC), "Kernel panic - not syncing: VFS\n").boot(soon())
+    assert "long ago" not in str(caught.value)
+
+
+def test_a_host_that_runs_has_not_ended(log: Path) -> None:
+    assert machine(log, PretendedQemu()).ended() is None
+
+
+def test_a_panic_is_the_end_of_a_host(log: Path) -> None:
+    ended = machine(log, PretendedQemu(None, PANIC), "Oops: 0002\n").ended()
+    assert ended is not None
+    assert ended.words == "Oops: 0002\n"
+
+
+def test_a_host_that_resets_itself_has_ended(log: Path) -> None:
+    assert machine(log, PretendedQemu(0, shutdown("guest-reset"))).ended() is not None
+
+
+@pytest.mark.parametrize(
+    "qemu",
+    [
+        PretendedQemu(-9),
+        PretendedQemu(1),
+        PretendedQemu(0),
+        PretendedQemu(0, shutdown("host-signal")),
+        PretendedQemu(-11, PANIC),
+    ],
+    ids=["killed", "failed", "unexplained", "told to", "crashed"],
+)
+def test_the_end_of_qemu_itself_says_nothing_of_the_host(log: Path, qemu: PretendedQemu) -> None:
+    with pytest.raises(LaunchError, match="the emulated host's QEMU ended with code"):
+        machine(log, qemu).ended()
+
+
+def test_a_machine_that_dies_while_it_is_set_up_is_trouble(log: Path) -> None:
+    with pytest.raises(HostfaultError, match="died while it was set up"):
+        machine(log, PretendedQemu(None, PANIC)).check_alive()

@@ -1,0 +1,85 @@
+"""Which known issue covers what, and above all what none may cover."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from hostfault.case.model import Access, Fault, Kernel, Scenario, VerdictKind
+from hostfault.kernel import catalog
+from hostfault.kernel.known_issues import load, match
+
+ISSUES = load()
+TRUNCATED = Scenario("virtiofs-dax", Fault.ZERO, Access.LOAD, async_pf=True)
+
+
+def kernel(release: str, *, packaged: bool = True) -> Kernel:
+    return Kernel("name", release, Path("bzImage"), Path("modules"), packaged)
+
+
+@pytest.mark.parametrize("entry", catalog.load().values(), ids=lambda entry: entry.name)
+def test_every_catalogued_kernel_has_the_async_fault_issue(entry: catalog.CatalogEntry) -> None:
+    issue = match(ISSUES, kernel(entry.release), TRUNCATED)
+    assert issue is not None
+    assert issue.id == "kvm-apf-error"
+    assert issue.verdict is VerdictKind.SPIN
+
+
+def test_the_reason_has_the_id_and_where_to_read_about_it() -> None:
+    issue = match(ISSUES, kernel("6.12.94+deb13-cloud-amd64"), TRUNCATED)
+    assert issue is not None
+    assert issue.reason.startswith("known issue kvm-apf-error: KVM ignores")
+    assert "https://lore.kernel.org/kvm/" in issue.reason
+
+
+def test_a_kernel_that_somebody_built_has_no_known_issue() -> None:
+    assert match(ISSUES, kernel("7.3.4+deb13-cloud-amd64", packaged=False), TRUNCATED) is None
+
+
+def test_a_local_host_has_no_known_issue() -> None:
+    assert match(ISSUES, None, TRUNCATED) is None
+
+
+@pytest.mark.parametrize("release", ["5.19.0-1", "6.0.9", "7.3.5+deb13", "7.4.0", "8.0.1"])
+def test_a_release_outside_of_the_range_has_no_known_issue(release: str) -> None:
+    assert match(ISSUES, kernel(release), TRUNCATED) is None
+
+
+@pytest.mark.parametrize("fault", [Fault.NONE, Fault.GUEST])
+def test_a_control_case_has_no_known_issue(fault: Fault) -> None:
+    control = dataclasses.replace(TRUNCATED, fault=fault)
+    assert match(ISSUES, kernel("7.3.4+deb13"), control) is None
+
+
+def test_a_bound_of_two_numbers_covers_the_whole_series(tmp_path: Path) -> None:
+    table = tmp_path / "issues.toml"
+    table.write_text(
+        '[[issue]]\nid = "x"\nsummary = "s"\nreference = "r"\nverdict = "stale"\n'
+        'faults = ["zero"]\nkernels = { first = "6.2.3", last = "6.4" }\n'
+    )
+    issues = load(table)
+    covered = ["6.2.3", "6.3.1", "6.4.0", "6.4.99"]
+    assert [r for r in (*covered, "6.2.2", "6.5.0") if match(issues, kernel(r), TRUNCATED)] == (
+        covered
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ['verdict = "sleepy"', 'faults = ["fire"]', 'kernels = { first = "old", last = "6.4" }'],
+    ids=["verdict", "fault", "version"],
+)
+def test_a_table_with_an_unknown_word_is_refused(tmp_path: Path, wrong: str) -> None:
+    fields = {
+        "verdict": 'verdict = "spin"',
+        "faults": 'faults = ["zero"]',
+        "kernels": 'kernels = { first = "6.1", last = "6.4" }',
+        "id": 'id = "x"\nsummary = "s"\nreference = "r"',
+    }
+    fields[wrong.split()[0]] = wrong
+    table = tmp_path / "issues.toml"
+    table.write_text("[[issue]]\n" + "\n".join(fields.values()) + "\n")
+    with pytest.raises(ValueError, match=r"sleepy|fire|old"):
+        load(table)

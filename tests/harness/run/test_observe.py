@@ -1,0 +1,224 @@
+"""Recording a case while things die around it, with pretended machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import pytest
+
+from hostfault.case.model import Access, Ended, Event, Fault, Scenario, VerdictKind
+from hostfault.case.verdict import final_verdict
+from hostfault.guest.probe import Probe, parse
+from hostfault.host.testbed import AGENT_CALLS, Place
+from hostfault.plumbing.errors import ConnectionLostError, MissingCapabilityError
+from hostfault.run.observe import Armed, observe, vcpu_stats
+
+SCENARIO = Scenario("virtiofs-dax", Fault.ZERO, Access.LOAD, async_pf=True)
+GFN = 0xF8008
+RIP = 0x4016B5
+ARMED = f'{{"step": "armed", "address": "0x7f0000008000", "rip": "{RIP:#x}"}}\n'
+
+
+class PretendedAgent:
+    """A host on which the guest spins; it stops to answer after some samples."""
+
+    def __init__(
+        self, answers: int = 10**6, qemu_code: int | None = None, faults: int = 100
+    ) -> None:
+        self.events = ["kvm_page_fault"]
+        self.faults = faults  # from one sample to the next
+        self.answers = answers
+        self.samples = 0
+        self.hellos = 0
+        self.qemu_code = qemu_code
+
+    def sample(self, _name: str, tails: Sequence[str], _gfn: int) -> Mapping[str, Any]:
+        if self.samples >= self.answers:
+            raise ConnectionLostError("waited 10.0 s for the host's agent to answer sample")
+        self.samples += 1
+        count = self.faults * (self.samples - 1)
+        return {
+            "faults": [[GFN, RIP, count]],
+            "async_started": [[GFN, count]],
+            "async_ready": count,
+            "vcpu_seconds": 0.05 * self.samples,
+            "ended": self.qemu_code if self.samples > 1 else None,
+            "tails": ["" for _ in tails],
+        }
+
+    def hello(self) -> Mapping[str, Any]:
+        self.hellos += 1
+        if self.samples > 0 and self.samples >= self.answers:
+            raise ConnectionLostError("waited 10.0 s for the host's agent to answer hello")
+        return {}
+
+    def trace(self) -> list[str]:
+        return self.events
+
+    def read(self, *_: object, **__: object) -> tuple[str, int]:
+        return "", 0
+
+    def kernel_log(self) -> str:
+        return ""
+
+    def byte(self, *_: object) -> None:
+        return None
+
+
+class PretendedQemu:
+    """The QMP of a QEMU whose guest runs."""
+
+    def execute(self, command: str, *_: object) -> Any:
+        return {"status": "running"} if command == "query-status" else []
+
+    def monitor(self, _line: str) -> str:
+        return "CPU#0 RIP=..."
+
+    def events(self) -> tuple[Event, ...]:
+        return ()
+
+    def wait_changed(self, _seconds: float) -> None:
+        return
+
+
+class PretendedMachine:
+    """An emulated host of which QEMU says that it runs."""
+
+    recorder = PretendedQemu()
+
+    def ended(self) -> Ended | None:
+        return None
+
+    def hung(self, words: str) -> Ended:
+        return Ended(None, None, f"{words}\nregisters")
+
+
+class PretendedProbe:
+    """A probe that is armed and never comes back."""
+
+    def __init__(self, go: Callable[[], None] = lambda: None) -> None:
+        self.go = go
+
+    def report(self) -> Any:
+        return parse(ARMED)
+
+    def listen(self, _seconds: float) -> bool:
+        return True
+
+
+class PretendedGuest:
+    """A guest that does not answer over SSH."""
+
+    def run(self, *_: object) -> None:
+        raise ConnectionLostError("guest: no answer to 'true'")
+
+
+def case(
+    agent: PretendedAgent,
+    probe: PretendedProbe | None = None,
+    machine: PretendedMachine | None = None,
+    *,
+    host_answers: bool = False,
+) -> tuple[Place, Armed]:
+    place = Place(
+        cast("Any", agent),
+        cast("Any", PretendedQemu()),
+        cast("Any", PretendedGuest()),
+        cast("Any", machine),
+        host_answers=lambda: host_answers,
+    )
+    return place, Armed(cast("Probe", probe or PretendedProbe()), GFN)
+
+
+def nothing(_place: Place, _scenario: Scenario) -> None:
+    return
+
+
+def test_a_spin_is_recorded_until_it_is_proven() -> None:
+    place, armed = case(PretendedAgent())
+    observation = observe(place, SCENARIO, armed, nothing)
+    verdict = final_verdict(observation)
+    assert verdict.kind is VerdictKind.SPIN
+    assert observation.samples[0].at <= 0
+    assert observation.guest_answers is False
+
+
+def test_what_comes_after_the_proof_does_not_undo_it() -> None:
+    agent = PretendedAgent(answers=2)  # the sample before the touch, and the one that proves it
+    place, armed = case(agent, machine=PretendedMachine(), host_answers=True)
+    observation = observe(place, SCENARIO, armed, nothing)
+    assert len(observation.samples) == 2
+    assert final_verdict(observation).kind is VerdictKind.SPIN
+
+
+def test_a_host_that_cannot_count_is_a_missing_capability() -> None:
+    agent = PretendedAgent()
+    agent.events = ["kvm_async_pf_ready"]
+    place, armed = case(agent)
+    with pytest.raises(MissingCapabilityError, match=r"tracing: .* cannot count kvm_page_fault"):
+        observe(place, SCENARIO, armed, nothing)
+
+
+def test_an_agent_that_is_gone_from_a_host_that_lives_is_trouble_and_no_verdict() -> None:
+    place, armed = case(PretendedAgent(answers=1), machine=PretendedMachine(), host_answers=True)
+    with pytest.raises(ConnectionLostError, match="sample"):
+        observe(place, SCENARIO, armed, nothing)
+
+
+def test_an_emulated_host_that_does_not_answer_is_a_host_death() -> None:
+    agent = PretendedAgent(answers=1)
+    place, armed = case(agent, machine=PretendedMachine())
+    verdict = final_verdict(observe(place, SCENARIO, armed, nothing))
+    assert verdict.kind is VerdictKind.HOST_DEATH
+    assert agent.hellos == 1 + AGENT_CALLS  # the first one asked for the release
+
+
+def test_a_fault_that_kills_the_host_is_a_host_death() -> None:
+    agent = PretendedAgent(answers=1)
+    place, armed = case(agent, machine=PretendedMachine())
+
+    def wreck(_place: Place, _scenario: Scenario) -> None:
+        raise ConnectionLostError("waited 10.0 s for the host's agent to answer truncate")
+
+    observation = observe(place, SCENARIO, armed, wreck)
+    assert final_verdict(observation).kind is VerdictKind.HOST_DEATH
+    assert observation.host_ended is not None
+    assert "truncate" in observation.host_ended.words
+
+
+def test_a_local_agent_that_does_not_answer_is_trouble_and_no_verdict() -> None:
+    place, armed = case(PretendedAgent(answers=1), host_answers=True)
+    with pytest.raises(ConnectionLostError, match="sample"):
+        observe(place, SCENARIO, armed, nothing)
+
+
+def test_a_qemu_that_is_gone_is_not_taken_for_a_lost_connection() -> None:
+    def gone() -> None:
+        raise ConnectionLostError("the probe is gone: Socket is closed")
+
+    place, armed = case(PretendedAgent(qemu_code=-11), PretendedProbe(gone))
+    verdict = final_verdict(observe(place, SCENARIO, armed, nothing))
+    assert verdict.kind is VerdictKind.VMM_DEATH
+    assert "SIGSEGV" in verdict.summary
+
+
+def test_a_probe_that_is_lost_while_all_else_lives_is_trouble_and_no_verdict() -> None:
+    def gone() -> None:
+        raise ConnectionLostError("the probe is gone: Socket is closed")
+
+    place, armed = case(PretendedAgent(faults=0), PretendedProbe(gone))
+    with pytest.raises(ConnectionLostError, match="the probe is gone"):
+        observe(place, SCENARIO, armed, nothing)
+
+
+def test_the_statistics_of_all_vcpus_are_added_up() -> None:
+    class Qemu(PretendedQemu):
+        def execute(self, command: str, *_: object) -> Any:
+            assert command == "query-stats"
+            stats = [{"name": "pf_taken", "value": 5}, {"name": "guest_mode", "value": True}]
+            return [{"stats": stats}, {"stats": [{"name": "pf_taken", "value": 7}]}]
+
+    place, _ = case(PretendedAgent())
+    place.recorder = cast("Any", Qemu())
+    assert vcpu_stats(place) == {"pf_taken": 12}

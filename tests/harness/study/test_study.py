@@ -1,0 +1,510 @@
+"""The error-table study: its plan, frames, blame, numbers and document. No machine is booted."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import random
+import re
+import subprocess
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hostfault.agent.tracing import Tracer
+from hostfault.image import guest
+from hostfault.plumbing.cache import Cache
+from hostfault.plumbing.errors import SetupError, UsageError
+from hostfault.remote.channel import steps
+from hostfault.study import __main__ as study
+from hostfault.study import blame, figures, frames, plan, run, stats, write
+from hostfault.study.blame import Blame
+from hostfault.study.crowd import Armed, Task
+from hostfault.study.plan import Cell
+from hostfault.study.run import ENOUGH, Result
+
+WINDOW = range(0xF8000, 0xFA000)  # 32 MiB of the DAX window
+RIP, MARK = 0x4016B5, 0x7A5C0000
+TOUCHER = Task(number=3, pid=70, page=1, address=0x7FB523801000)
+BUSY = Task(number=0, pid=67, page=None, address=0)
+ARMED = Armed(RIP, MARK, (BUSY, BUSY, BUSY, TOUCHER))
+
+
+def result(cell: Cell, repeat: int = 0, outcome: str = "exit", faults: int = 32) -> Result:
+    exited = outcome == "exit"
+    return Result(
+        cell=cell.key,
+        repeat=repeat,
+        outcome=outcome,
+        faults=faults,
+        other_faults=0,
+        by_frame=(faults,),
+        vcpus_by_frame=(1,),
+        ready=faults,
+        seconds=0.5,
+        recorded=faults,
+        hit=int(exited),
+        overwritten=0,
+        blame="culprit" if exited else "",
+        blamed=3 if exited else None,
+        named=None,
+        named_is_blamed=None,
+        gfns=(0xF8001,),
+        release="7.3.4",
+        took=4.0,
+    )
+
+
+# --- plan ---------------------------------------------------------------------------------
+
+
+def test_no_two_cells_share_a_name() -> None:
+    for cells in (plan.full(), plan.quick()):
+        assert len({cell.key for cell in cells}) == len(cells)
+
+
+def test_what_conclusions_rest_on_is_repeated_twenty_times() -> None:
+    threads_case = [cell for cell in plan.full() if cell.behind and cell.bad == 32]
+    assert {cell.slots for cell in threads_case} == set(plan.SLOTS)
+    assert all(cell.repeats >= 20 for cell in threads_case if cell.frames == "random")
+    smallest = Cell("error-table", "array", 1)
+    answers = [
+        Cell("fail-at-once"),
+        Cell("stock", delay=plan.SLOW),
+        Cell("exit-request"),
+        smallest,
+        replace(smallest, delay=plan.SLOW),
+        replace(smallest, lookup="keep", delay=plan.SLOW),
+    ]
+    repeats = {cell.key: cell.repeats for cell in plan.full()}
+    for cell in answers:
+        fair = replace(cell, policy="fair").key
+        assert repeats[fair] >= 20
+        assert repeats.get(cell.key, 20) >= 20
+
+
+def test_a_study_cut_short_has_its_share_of_every_cell() -> None:
+    often, seldom = Cell("stock", repeats=20), Cell("exit-request", repeats=5)
+    first = list(study.missing([often, seldom], {}))[:10]
+    assert [cell.fix for cell, _ in first].count("stock") == 8
+    assert len(set(first)) == 10
+
+
+def test_a_study_that_was_killed_goes_on_where_it_was() -> None:
+    cell = Cell("stock", repeats=3)
+    assert [repeat for _, repeat in study.missing([cell], {cell.key: {0, 2}})] == [1]
+
+
+def test_cells_can_be_chosen_by_words_of_their_names() -> None:
+    assert all("hash/8 " in cell.key for cell in study._chosen(plan.full(), ["hash/8 "]))
+    with pytest.raises(UsageError, match="there are\n  error-table/array/1 "):
+        study._chosen(plan.full(), ["nonsense"])
+
+
+@pytest.mark.parametrize("text", ["stock", "stock=", "table=/boot/vmlinuz"])
+def test_a_kernel_for_nothing_that_is_studied_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not stock"):
+        study._kernel(text)
+
+
+# --- results ------------------------------------------------------------------------------
+
+
+def test_results_survive_a_round_trip(tmp_path: Path) -> None:
+    results = [result(Cell("stock"), repeat) for repeat in range(3)]
+    study._append(tmp_path / "full.jsonl", results)
+    assert study.load(tmp_path / "full.jsonl") == results
+
+
+def test_a_line_that_a_killed_study_left_half_written_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "full.jsonl"
+    first, second = result(Cell("stock"), 0), result(Cell("stock"), 1)
+    study._append(path, [first])
+    with path.open("a") as stream:
+        stream.write('{"cell": "sto')
+    study._append(path, [second])
+    assert study.load(path) == [first, second]
+
+
+def test_an_exit_without_a_hit_is_not_the_tables(tmp_path: Path) -> None:
+    table, stock, request = Cell("error-table", "hash", 8), Cell("stock"), Cell("exit-request")
+    exits = [replace(result(cell), hit=0) for cell in (table, stock, request)]
+    outcomes = [run.told_apart(each).outcome for each in (*exits, result(table))]
+    assert outcomes == ["queue-full", "queue-full", "exit", "exit"]
+    assert run.told_apart(replace(exits[0], outcome="spin")).outcome == "spin"
+    study._append(tmp_path / "full.jsonl", exits[:1])
+    assert study.load(tmp_path / "full.jsonl") == [replace(exits[0], outcome="queue-full")]
+
+
+def test_results_of_before_a_count_was_known_are_read(tmp_path: Path) -> None:
+    data = dataclasses.asdict(result(Cell("stock"), outcome="spin"))
+    del data["dropped"]
+    (tmp_path / "full.jsonl").write_text(json.dumps(data) + "\n")
+    assert study.load(tmp_path / "full.jsonl") == [result(Cell("stock"), outcome="spin")]
+
+
+# --- frames -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [1, 3, 6])
+def test_the_slot_is_what_the_kernels_hash_32_says(bits: int) -> None:
+    for gfn in WINDOW[::97]:
+        kernels = ((gfn * 0x61C88647) & 0xFFFFFFFF) >> (32 - bits)
+        assert frames.slot(gfn, 1 << bits) == kernels
+
+
+def test_a_table_of_one_has_one_slot() -> None:
+    assert {frames.slot(gfn, 1) for gfn in WINDOW} == {0}
+
+
+def test_colliding_frames_share_a_slot_in_every_table() -> None:
+    gfns = frames.choose("collide", WINDOW, 32, random.Random(1))
+    assert len(set(gfns)) == 32
+    for slots in plan.SLOTS:
+        assert len({frames.slot(gfn, slots) for gfn in gfns}) == 1
+
+
+def test_random_frames_differ_and_do_not_share_a_slot() -> None:
+    gfns = frames.choose("random", WINDOW, 32, random.Random(1))
+    assert len(set(gfns)) == 32
+    assert len({frames.slot(gfn, 64) for gfn in gfns}) > 16
+
+
+def test_a_frame_is_alone_if_no_other_has_its_slot() -> None:
+    gfns = frames.choose("collide", WINDOW, 4, random.Random(1))
+    stranger = next(gfn for gfn in WINDOW if frames.slot(gfn, 64) != frames.slot(gfns[0], 64))
+    assert (frames.alone(gfns, 64), frames.alone([*gfns, stranger], 64)) == (0, 1)
+    assert frames.alone(gfns[:1], 1) == 1
+
+
+def test_the_share_of_draws_that_leave_no_frame_alone_is_that_of_all_draws() -> None:
+    for number, slots in ((1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (2, 6)):
+        draws = list(itertools.product(range(slots), repeat=number))
+        none = [draw for draw in draws if 1 not in Counter(draw).values()]
+        assert frames.none_alone(number, slots) == pytest.approx(len(none) / len(draws))
+
+
+def test_chance_leaves_a_frame_alone_in_16_slots_with_32_tasks_but_not_with_128() -> None:
+    shares = [round(100 * frames.none_alone(number, 16), 1) for number in (32, 64, 128)]
+    assert shares == [0.4, 28.7, 96.5]
+
+
+# --- blame --------------------------------------------------------------------------------
+
+
+def dump(*, cpl: int = 3, rip: int = RIP, r15: int = MARK + 3, rdi: int = TOUCHER.address) -> str:
+    """A register dump as QEMU prints it."""
+    return (
+        "error: kvm run failed Bad address\n"
+        f"RAX=0000000000000000 RBX=0000000000000001 RCX=0000000000000002 RDX={3:016x}\n"
+        f"RSI=0000000000000000 RDI={rdi:016x} RBP=0000000000000000 RSP=00007ffc00000000\n"
+        "R8 =0000000000000000 R9 =0000000000000000 R10=0000000000000000 R11=0000000000000246\n"
+        f"R12=0000000000000000 R13=0000000000000000 R14=0000000000000000 R15={r15:016x}\n"
+        f"RIP={rip:016x} RFL=00000202 [-------] CPL={cpl} II=0 A20=1 SMM=0 HLT=0\n"
+        "EFER=0000000000000d01\nCode=5e 5f c3 RAX=ff\n"
+    )
+
+
+def test_a_toucher_on_its_instruction_is_the_culprit() -> None:
+    assert blame.judge(dump(), ARMED) == blame.Finding(Blame.CULPRIT, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "whom"),
+    [
+        ({"rip": RIP + 3}, Blame.ELSEWHERE),
+        ({"rdi": 0x7FB523802000}, Blame.ELSEWHERE),
+        ({"r15": MARK}, Blame.BUSY),
+        ({"cpl": 0}, Blame.KERNEL),
+        ({"r15": MARK + 4}, Blame.UNKNOWN),
+        ({"r15": 0}, Blame.UNKNOWN),
+    ],
+)
+def test_who_is_not_the_culprit_is_not_blamed(state: dict[str, int], whom: Blame) -> None:
+    assert blame.judge(dump(**state), ARMED).blame is whom
+
+
+def test_without_a_register_dump_nobody_is_blamed() -> None:
+    assert blame.judge("qemu: terminating\n", ARMED) == blame.Finding(Blame.UNKNOWN, None, None)
+
+
+def test_the_frame_that_a_memory_fault_names_is_read() -> None:
+    words = "Convert non guest_memfd backed memory region (0xf8003000 ,+ 0x1000) to shared\n"
+    assert blame.judge(words + dump(), ARMED).named_gfn == 0xF8003
+
+
+# --- numbers ------------------------------------------------------------------------------
+
+
+def test_wilsons_interval_is_as_in_the_books() -> None:
+    share = stats.wilson(20, 20)
+    assert (round(share.low, 3), share.high) == (0.839, 1.0)
+    share = stats.wilson(5, 10)
+    assert (round(share.low, 3), round(share.high, 3)) == (0.237, 0.763)
+    assert stats.wilson(0, 0) == stats.Share(0, 0, 0.0, 1.0)
+
+
+def test_the_medians_interval_cuts_off_five_of_twenty_at_either_end() -> None:
+    # P(binomial(20, 1/2) <= 5) = 2.07 %, and 5.77 % for 6: ranks 6 and 15.
+    assert stats.middle(list(range(1, 21))) == stats.Middle(10.5, 6, 15)
+
+
+def test_the_median_of_a_few_has_all_of_them_as_its_interval() -> None:
+    assert stats.middle([9, 1, 4]) == stats.Middle(4, 1, 9)
+
+
+def test_a_summary_counts_exits_and_culprits_apart() -> None:
+    cell = Cell("exit-request")
+    other = replace(result(cell, 1, faults=2), blame="kernel", named=True)
+    row = stats.summary(cell, [result(cell, 0), other, result(cell, 2, "spin", 2003)])
+    assert (row.exits.yes, row.exits.of) == (2, 3)
+    assert (row.culprits.yes, row.culprits.of) == (1, 2)
+    assert (row.named.yes, row.most, row.faults.value) == (1, 2003, 32)
+    assert row.blames == {"culprit": 1, "kernel": 1}
+
+
+def test_what_was_dropped_is_lost_like_what_was_driven_out() -> None:
+    cell = Cell("error-table", "keep", 1)
+    row = stats.summary(cell, [replace(result(cell), overwritten=2, dropped=30)])
+    assert row.lost.value == 32
+
+
+def test_a_culprit_other_than_the_one_that_the_exit_names_is_told_apart() -> None:
+    named = replace(result(Cell("exit-request")), named=True, named_is_blamed=False)
+    assert stats.whom(named) == "other"
+    assert stats.whom(replace(named, named_is_blamed=True)) == "culprit"
+    assert stats.whom(replace(named, blame="busy")) == "busy"
+
+
+def test_a_full_queue_is_not_counted_as_an_exit() -> None:
+    cell = Cell("error-table", "hash", 8, bad=128, behind=1)
+    full = run.told_apart(replace(result(cell, 1), hit=0))
+    rows = write.summaries([cell], [result(cell, 0), full])
+    assert (rows[cell.key].exits.yes, rows[cell.key].exits.of) == (1, 2)
+    assert rows[cell.key].blames == {"culprit": 1}
+    assert "| 1/2 (9 to 91 %), queue full 1 |" in write.tables([cell], rows)["crowds"]
+
+
+# --- document -----------------------------------------------------------------------------
+
+
+def test_tables_are_put_where_the_document_wants_them() -> None:
+    text = "before\n<!-- table a -->\nold\n<!-- end -->\nafter\n"
+    filled = write.fill(text, {"a": "| new |"})
+    assert filled == "before\n<!-- table a -->\n| new |\n<!-- end -->\nafter\n"
+    assert write.fill(filled, {"a": "| new |"}) == filled
+
+
+def test_a_document_that_wants_an_unknown_table_is_an_error() -> None:
+    with pytest.raises(SetupError, match="'nonsense'; known are slots"):
+        write.fill("<!-- table nonsense -->\n<!-- end -->", {"slots": ""})
+
+
+def test_what_was_cut_off_is_not_told_as_a_count() -> None:
+    cell = Cell("error-table", "array", 1, behind=1)
+    rows = write.summaries([cell], [result(cell, 0, "spin", ENOUGH + 40)])
+    text = write.tables([cell], rows)["slots"]
+    assert "| array of 1 | 0/1 (0 to 79 %) | ≥ 2,000 (≥ 2,000 to ≥ 2,000) |" in text
+
+
+def test_hashes_are_told_apart_by_whether_a_frame_is_alone_in_its_slot() -> None:
+    cell = Cell("error-table", "hash", 64, behind=1)
+    crowded = tuple(frames.choose("collide", WINDOW, 2, random.Random(1)))
+    loner = result(cell, 0)
+    others = replace(result(cell, 1, faults=900), gfns=crowded)
+    text = write.alone_table([cell], [loner, others])
+    assert "| some | 1/1 (21 to 100 %) | 32 (32 to 32) |" in text
+    assert "| none | 0/1 (0 to 79 %) | 900 (900 to 900) |" in text
+
+
+def test_every_measured_cell_is_in_a_table() -> None:
+    cells = plan.full()
+    shown = [cell for cell in cells for wanted, _ in write.TABLES.values() if wanted(cell)]
+    assert set(cells) == set(shown)
+
+
+def test_the_document_in_the_project_has_every_table() -> None:
+    text = study.DOCUMENT.read_text()
+    assert all(f"<!-- table {name} -->\n|" in text for name in (*write.TABLES, "alone", "draws"))
+
+
+class Data:
+    """The data in the project, and what the text of the document says in numbers."""
+
+    def __init__(self) -> None:
+        runs = json.loads((study.DOCUMENT.with_suffix("") / "runs.json").read_text())
+        self.runs = [study._result(each) for each in runs]
+
+    def of(self, *words: str) -> list[Result]:
+        """The runs of all cells in whose names these words are, in turn."""
+        return [each for each in self.runs if re.search(".* ".join(words), each.cell + " ")]
+
+    def exits(self, *words: str) -> str:
+        """How many of the runs ended in an exit, as "17 of 20"."""
+        return self.outcomes("exit", *words)
+
+    def faults(self, *words: str) -> str:
+        """Between how many faults it took them, as "32 to 38"; one number if all are the same."""
+        counts = {each.faults for each in self.of(*words) if each.outcome == "exit"}
+        low, high = f"{min(counts):,}", f"{max(counts):,}"
+        return low if low == high else f"{low} to {high}"
+
+    def most(self, *words: str) -> str:
+        return f"{max(each.faults for each in self.of(*words)):,}"
+
+    def outcomes(self, outcome: str, *words: str) -> str:
+        mine = self.of(*words)
+        return f"{sum(each.outcome == outcome for each in mine)} of {len(mine)}"
+
+    def culprits(self, *words: str) -> str:
+        exits = [each for each in self.of(*words) if each.outcome == "exit"]
+        return f"{sum(stats.whom(each) == 'culprit' for each in exits)} of {len(exits)}"
+
+    def alone(self, any_alone: bool) -> list[Result]:
+        hashes = self.of("^error-table/hash/", "E32", "behind1")
+        slots = {each.cell: int(each.cell.split("/")[2].split()[0]) for each in hashes}
+        alike = ((frames.alone(each.gfns, slots[each.cell]) > 0) is any_alone for each in hashes)
+        return list(itertools.compress(hashes, alike))
+
+
+def claims(data: Data) -> list[str]:
+    """Words of the document, with their numbers from the data."""
+    late = "E32 random rr 1cpu behind1 $"
+    slow_rr, slow_fair = "E32 random rr 1cpu 5000us $", "E32 random fair 1cpu 5000us $"
+    at_once = "E32 random (rr|fair) 1cpu $"
+    slow = "E32 random (rr|fair) 1cpu 5000us $"
+    one, eight, sixteen = (f"^error-table/array/{slots} " for slots in (1, 8, 16))
+    kept, kept_one, request = "^error-table/keep/", "^error-table/keep/1 ", "^exit-request "
+    moved = data.of("^error-table/", "move $")
+    soon = [each for each in data.alone(True) if each.faults <= write.TWO_ROUNDS]
+    never_given_up = not any(each.overwritten for each in data.of(kept))
+    chance = {n: f"{100 * frames.none_alone(n, 16):.1f} %" for n in (32, 64, 128)}
+    return [
+        f"with an array of 1, 2, 4 or 8, {data.exits('^error-table/array/[1248] ', late)} ended",
+        f"within 2,000 faults, and with one of 16, {data.exits(sixteen, late)}.",
+        f"ended at the first retry in {data.exits(kept, late)} runs, "
+        f"after {data.faults(kept, late)} faults",
+        f"{data.exits(one, slow_rr)} runs with one slot ended.",
+        f"before the next failure, and {data.exits(one, slow_fair)} did.",
+        f"One slot that is kept ended {data.exits(kept_one, slow)} runs in these two orders.",
+        f"of up to {max(sum(n > 0 for n in each.vcpus_by_frame) for each in moved)} frames that "
+        f"failed in a run, up to {max(sum(n > 1 for n in each.vcpus_by_frame) for each in moved)} "
+        "did so",
+        "No run came to that." * never_given_up,
+        f"remembers nothing, stopped in {data.culprits('^fail-at-once', at_once)} runs, at the "
+        f"culprit and without one asynchronous fault, and an array of one slot in "
+        f"{data.exits(one, at_once)}, too.",
+        f"stock KVM went on spinning in {data.outcomes('spin', '^stock ', slow)}.",
+        f"It ended every run at the latest after {data.most(kept)} faults",
+        f"with 8 slots {data.exits(eight, late)} runs ended within 2,000 faults, "
+        f"with 16 slots {data.exits(sixteen, late)}.",
+        f"in {len(soon)} of {len(data.alone(True))} runs with such a frame it ended within two",
+        f"({chance[32]} of draws leave no frame alone), not for 64 ({chance[64]}) or 128 "
+        f"({chance[128]}); one of 8 is not even for 32 ({100 * frames.none_alone(32, 8):.1f} %)",
+        f"the culprit was on the vCPU in {data.culprits(request, slow)} exits.",
+        f"immediate it was there in {data.culprits(request, at_once)}.",
+        f"An exit by a table had the culprit on the vCPU in {data.culprits('^error-table/')}.",
+    ]
+
+
+def test_the_numbers_in_the_text_are_those_of_the_data() -> None:
+    text = " ".join(study.DOCUMENT.read_text().split())
+    wrong = [words for words in claims(Data()) if words not in text]
+    assert not wrong
+
+
+def test_the_data_in_the_project_is_of_this_plan() -> None:
+    folder = study.DOCUMENT.with_suffix("")
+    keys = {cell.key for cell in plan.full()}
+    assert {each["cell"] for each in json.loads((folder / "runs.json").read_text())} <= keys
+
+
+def test_figures_are_drawn_and_the_same_data_gives_the_same_file(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install '.[study]'")
+    cells = plan.full()
+    results = [result(cell, faults=1 + number) for number, cell in enumerate(cells)]
+    drawn = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        paths = figures.draw(cells, results, tmp_path / name)
+        drawn.append([path.read_bytes() for path in paths])
+    assert drawn[0] == drawn[1]
+    assert all(text.startswith(b"<?xml") and b"</svg>" in text for text in drawn[0])
+
+
+# --- counts -------------------------------------------------------------------------------
+
+
+def test_a_histogram_keeps_every_vcpu_apart(tmp_path: Path) -> None:
+    event = tmp_path / "instances" / "study" / "events" / "kvm" / "kvm_try_async_get_page"
+    event.mkdir(parents=True)
+    (event / "format").write_text("field:u64 gfn;\n")
+    (event / "hist").write_text(
+        "{ common_pid:        181, gfn:    1015811 } hitcount:          7\n"
+        "{ common_pid:        182, gfn:    1015811 } hitcount:          2\n"
+    )
+    tracer = Tracer("study", tmp_path)
+    assert tracer.start() == ["kvm_try_async_get_page"]
+    assert tracer.entries("kvm_try_async_get_page") == [
+        ({"common_pid": 181, "gfn": 0xF8003}, 7),
+        ({"common_pid": 182, "gfn": 0xF8003}, 2),
+    ]
+    assert tracer.entries("kvm_async_pf_ready") == []
+
+
+# --- the crowd, run natively --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return guest.build_program(Cache(tmp_path_factory.mktemp("crowd")), guest.CROWD_SOURCE)
+
+
+def talk(
+    program: Path, tmp_path: Path, words: str, lines: str
+) -> tuple[int, list[dict[str, object]]]:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(16 * 4096))
+    done = subprocess.run(
+        [program, "--file", file, "--length", str(16 * 4096), *words.split()],
+        input=lines,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, steps(done.stdout)
+
+
+def test_touchers_are_spread_among_the_busy_ones(program: Path, tmp_path: Path) -> None:
+    _, steps = talk(program, tmp_path, "--tasks 8 --policy fair", "pages 3 9\n")
+    tasks = [step for step in steps if step["step"] == "task"]
+    assert [task.get("page") for task in tasks] == [None, None, None, 3, None, None, None, 9]
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        ("--tasks 2 --policy fair", "pages 16\n"),  # beyond the end
+        ("--tasks 1 --policy fair", "pages 1 2\n"),  # more than tasks
+        ("--tasks 1 --policy fair", "go\n"),
+        ("--tasks 1 --policy fair", ""),
+    ],
+)
+def test_pages_that_cannot_be_touched_are_refused(
+    program: Path, tmp_path: Path, words: str, lines: str
+) -> None:
+    code, steps = talk(program, tmp_path, words, lines)
+    assert (code, steps[-1]["step"], steps[-1]["call"]) == (2, "failed", "pages")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--tasks 0 --policy fair", "--tasks 257 --policy fair", "--tasks 1 --policy x", "--tasks 1"],
+)
+def test_a_wrong_command_line_is_told(program: Path, tmp_path: Path, words: str) -> None:
+    assert talk(program, tmp_path, words, "") == (64, [])
