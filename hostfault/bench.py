@@ -15,24 +15,25 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hostfault.case.model import Access, Fault, Scenario
+from hostfault.case.model import Scenario
+from hostfault.case.settings import Settings
 from hostfault.kernel import resolve
 from hostfault.kernel.build import read_tree
 from hostfault.kernel.buildroot import build_root, suite_for
 from hostfault.kernel.whole import whole_kernel
-from hostfault.plugin.options import Settings
 from hostfault.plumbing.cache import Cache
 from hostfault.plumbing.deadline import now
 from hostfault.plumbing.errors import HostfaultError
+from hostfault.plumbing.progress import heard_by
 from hostfault.run.lab import Lab
 
-SCENARIO = Scenario("virtiofs-dax", Fault.ZERO, Access.LOAD, async_pf=True)
+SCENARIO = Scenario("virtiofs-dax", "zero", "load", async_pf=True)
 WHOLE = "whole:tree:"
 ORDER = (
     "set-up",
     "host boot",
     "restore",
-    "host ssh",
+    "reach",
     "guest boot",
     "guest ssh",
     "backend ready",
@@ -47,11 +48,15 @@ ORDER = (
 def once(settings: Settings, root: Path, folder: Path) -> dict[str, float]:
     """Seconds of each phase of one case."""
     started = now()
-    with Lab(settings, lambda text: print(f"  {text}", file=sys.stderr), Cache(root)) as lab:
+    with heard_by(_say), Lab(settings, Cache(root)) as lab:
         lab.facts()
         phases = {"set-up": now() - started}
-        phases.update(lab.run(SCENARIO, folder).phases)
+        phases.update(lab.run("bench", SCENARIO, folder).phases)
     return {**phases, "all": now() - started}
+
+
+def _say(text: str) -> None:
+    print(f"  {text}", file=sys.stderr)
 
 
 def step(kernel: str, root: Path, folder: Path) -> dict[str, float]:
@@ -86,7 +91,7 @@ def steps_table(steps: Mapping[str, Mapping[str, float]]) -> str:
     """One line a step: building, booting and all, in seconds."""
     lines = [f"{'step':40}{'build':>9}{'boot':>9}{'verdict':>9}{'all':>9}"]
     for name, phases in steps.items():
-        boot = sum(phases.get(each, 0.0) for each in ("host boot", "host ssh", "guest boot"))
+        boot = sum(phases.get(each, 0.0) for each in ("host boot", "guest boot"))
         verdict = phases.get("touch to verdict", 0.0)
         cells = (phases["build"], boot, verdict, phases["all"])
         lines.append(f"{name:40}" + "".join(f"{cell:9.1f}" for cell in cells))

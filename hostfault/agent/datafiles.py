@@ -8,11 +8,10 @@ only its descriptor is used.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
-
-from hostfault.daxfs.share import component
 
 
 class DataFiles:
@@ -23,18 +22,28 @@ class DataFiles:
         self._directory = directory
         self._fds: dict[str, int] = {}
 
-    def make(self, path: str, data: bytes) -> None:
-        """Make a file in place of what stands there. Raises OSError."""
+    def make(self, path: str) -> int:
+        """Make an empty file in place of what stands there; returns it. Raises OSError."""
         with _parent(self._directory, path) as (folder, name):
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=folder)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(name, flags, 0o666, dir_fd=folder)
+            return self._keep(path, os.open(name, flags, 0o666, dir_fd=folder))
+
+    def adopt(self, path: str) -> int:
+        """Take over a regular file that another program has made. Raises OSError."""
+        with _parent(self._directory, path) as (folder, name):
+            fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise FileNotFoundError(f"no regular file at {path}")
+        return self._keep(path, fd)
+
+    def _keep(self, path: str, fd: int) -> int:
         if path in self._fds:
             os.close(self._fds[path])
         self._fds[path] = fd
-        with open(fd, "wb", closefd=False) as stream:
-            stream.write(data)
+        return fd
 
     def fd(self, path: str) -> int:
         """The file that was made at a path, wherever it is by now. Raises FileNotFoundError."""
@@ -51,7 +60,9 @@ class DataFiles:
 @contextmanager
 def _parent(directory: Path, path: str) -> Iterator[tuple[int, bytes]]:
     """A descriptor of the directory that a path leads to, through no link, and the last name."""
-    *above, name = (component(os.fsencode(part)) for part in PurePath(path).parts)
+    *above, name = (os.fsencode(part) for part in PurePath(path).parts)
+    if {b"..", b"/"} & {*above, name}:
+        raise FileNotFoundError(f"{path} leads out of the directory")
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     fd = os.open(directory, flags)
     try:

@@ -2,8 +2,8 @@
 
 ``--stdio FD``: serve one harness on an inherited socket, then end every child and remove the
 directory; a local host uses this, so that nothing outlives the harness.
-``--listen PORT``: serve one harness after the other on the loopback interface and keep the
-children in between; an emulated host uses this, so that they live on in a saved machine.
+``--port NAME``: serve on a virtio-serial port; an emulated host uses this. The machine may be saved
+and go on elsewhere between two requests, and children, port and agent do not notice.
 
 A request is ``{"id": N, "op": NAME, ...}``, its answer ``{"id": N, "ok": VALUE}`` or
 ``{"id": N, "error": TEXT}``.
@@ -16,21 +16,29 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import signal
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hostfault.agent.datafiles import DataFiles
+from hostfault.agent.filesystems import (
+    OwnFileSystems,
+    leave_mount_namespace,
+    punch_hole,
+    type_of,
+)
+from hostfault.agent.ports import open_port
 from hostfault.agent.procstat import vcpu_threads
 from hostfault.agent.tracing import Tracer, instance_name
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIMIT = 1 << 20  # bytes of a file that one request may ask for
+LONGEST_WAIT = 1.0  # seconds: nothing else is answered meanwhile
 
 
 class Agent:
@@ -44,6 +52,7 @@ class Agent:
         self._directory = directory
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._files = DataFiles(directory)
+        self._file_systems = OwnFileSystems()
         self._tracer = Tracer(instance_name())
         self._kernel_log: int | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -56,6 +65,78 @@ class Agent:
             "pid": os.getpid(),
             "dir": str(self._directory),
         }
+
+    def mount(self, path: str, size: int) -> bool:
+        """Mount a tmpfs of ``size`` bytes of the agent's own; False: only root may."""
+        return self._file_systems.mount(self._path(path), size)
+
+    def fill(self, path: str) -> None:
+        """Fill the file system of a file; it must be one of the agent's own."""
+        self._file_systems.fill(self._path(path))
+
+    def make_room(self, path: str) -> None:
+        """Undo :meth:`fill`."""
+        self._file_systems.make_room(self._path(path))
+
+    def file_system(self, path: str) -> str:
+        """The type of the file system that a file lies on which was made or adopted."""
+        return type_of(self._files.fd(path))
+
+    def open(self, name: str, argv: list[str], env: dict[str, str]) -> int:
+        """Start a child that one talks with: see :meth:`say` and :meth:`hear`. Returns its pid."""
+        child = subprocess.Popen(
+            argv,
+            env=env,
+            cwd=self._directory,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        os.set_blocking(child.stdin.fileno(), False)
+        os.set_blocking(child.stdout.fileno(), False)
+        self._children[name] = child
+        return child.pid
+
+    def say(self, name: str, text: str) -> None:
+        """Write to a child that was opened; a pipe that it does not empty is an error."""
+        stream = self._children[name].stdin
+        assert stream is not None
+        data = text.encode("latin-1")
+        if os.write(stream.fileno(), data) != len(data):
+            raise BlockingIOError(f"{name} does not take what it is told")
+
+    def hear(self, name: str, seconds: float = 0.0) -> str | None:
+        """What a child that was opened has said, awaited for ``seconds`` at most.
+
+        Empty if it has said nothing, None once it has said its last.
+        """
+        stream = self._children[name].stdout
+        assert stream is not None
+        readable, _, _ = select.select([stream], [], [], min(seconds, LONGEST_WAIT))
+        if not readable:
+            return ""
+        return os.read(stream.fileno(), 65536).decode("latin-1") or None
+
+    def hang_up(self, name: str) -> None:
+        """End a child that was opened."""
+        _end(self._children[name])
+
+    def mapped_at(self, name: str, address: int) -> list[Any] | None:
+        """File and offset that a child has mapped at an address; None for no file (proc(5))."""
+        for line in Path(f"/proc/{self._children[name].pid}/maps").read_text().splitlines():
+            extent, _, offset, _, inode, *path = line.split(maxsplit=5)
+            begin, end = (int(each, 16) for each in extent.split("-"))
+            if begin <= address < end and int(inode):
+                file = Path(path[0])
+                inside = file.is_relative_to(self._directory)
+                name_of = str(file.relative_to(self._directory)) if inside else str(file)
+                return [name_of, int(offset, 16) + address - begin]
+        return None
 
     def spawn(
         self, name: str, argv: list[str], env: dict[str, str], listen: str | None = None
@@ -108,9 +189,27 @@ class Agent:
             data = stream.read(min(limit, LIMIT))
         return {"text": data.decode("latin-1"), "next": start + len(data), "size": size}
 
-    def make_file(self, path: str, fill: list[int], page_size: int) -> None:
-        """Make a file anew in which page N is full of the byte ``fill[N]``."""
-        self._files.make(path, b"".join(bytes([byte]) * page_size for byte in fill))
+    def make_file(self, path: str, fill: list[int | None], page_size: int) -> None:
+        """Make a file anew in which page N is full of the byte ``fill[N]``; None is a hole."""
+        os.ftruncate(self._files.make(path), len(fill) * page_size)
+        self.write_pages(path, 0, fill, page_size)
+
+    def adopt(self, path: str) -> None:
+        """Act from now on, too, on a file that a child has made, where no guest can write."""
+        self._files.adopt(path)
+
+    def write_pages(self, path: str, at: int, fill: list[int | None], page_size: int) -> None:
+        """Fill pages of a file from offset ``at`` on, as :meth:`make_file` does."""
+        fd = self._files.fd(path)
+        for number, byte in enumerate(fill):
+            if byte is None:
+                punch_hole(fd, at + number * page_size, page_size)
+            else:
+                os.pwrite(fd, bytes([byte]) * page_size, at + number * page_size)
+
+    def allocate(self, path: str, at: int, length: int) -> None:
+        """Give a range of a file its pages."""
+        os.posix_fallocate(self._files.fd(path), at, length)
 
     def write(self, path: str, text: str) -> None:
         """Write a file; what it held is gone."""
@@ -178,6 +277,7 @@ class Agent:
         """End every child, stop tracing, remove the directory; each even if another fails."""
         with contextlib.ExitStack() as last_first:
             last_first.callback(self._remove_directory)
+            last_first.callback(self._file_systems.close)
             last_first.callback(self._files.close)
             last_first.callback(self._tracer.stop)
             for child in self._children.values():
@@ -229,12 +329,12 @@ def answer(agent: Agent, line: bytes) -> dict[str, Any]:
         return {"id": number, "error": f"{type(error).__name__}: {error}"}
 
 
-def serve(agent: Agent, connection: socket.socket) -> None:
+def serve(agent: Agent, incoming: BinaryIO, outgoing: BinaryIO) -> None:
     """Answer requests until the harness goes away."""
-    with connection, connection.makefile("rwb") as stream, contextlib.suppress(OSError):
-        for line in stream:
-            stream.write(json.dumps(answer(agent, line)).encode() + b"\n")
-            stream.flush()
+    with contextlib.suppress(OSError):
+        for line in incoming:
+            outgoing.write(json.dumps(answer(agent, line)).encode() + b"\n")
+            outgoing.flush()
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -260,18 +360,16 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True)
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--stdio", type=int, metavar="FD")
-    way.add_argument("--listen", type=int, metavar="PORT")
+    way.add_argument("--port", metavar="NAME")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the harness, which hangs up
     if options.stdio is not None:
+        leave_mount_namespace()
         _serve_one(options.directory, socket.socket(fileno=options.stdio))
         return
     agent = Agent(options.directory)
-    with socket.create_server(("127.0.0.1", options.listen)) as server:
-        sys.stdout.write("listening\n")
-        sys.stdout.flush()
-        while True:
-            serve(agent, server.accept()[0])
+    with open_port(options.port) as (incoming, outgoing):
+        serve(agent, incoming, outgoing)
 
 
 def _serve_one(directory: Path, connection: socket.socket) -> None:
@@ -288,6 +386,7 @@ def _serve_one(directory: Path, connection: socket.socket) -> None:
     signal.signal(signal.SIGTERM, hang_up)
     agent = Agent(directory)
     try:
-        serve(agent, connection)
+        with connection, connection.makefile("rb") as asks, connection.makefile("wb") as answers:
+            serve(agent, asks, answers)
     finally:
         agent.close()

@@ -1,8 +1,7 @@
 """virtiofs with a DAX window: guest memory is the page cache of a host file.
 
 Released virtiofsd has no DAX and QEMU's own virtiofs device has no window, so the generic
-vhost-user-test-device of QEMU 11.1 is given a back-end of our own
-(:mod:`hostfault.daxfs`).
+vhost-user-test-device of QEMU 11.1 is given a back-end of our own (:mod:`hostfault.daxfs`).
 """
 
 from __future__ import annotations
@@ -11,88 +10,136 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hostfault.case.model import PAGE_SIZE
+from hostfault.backing.base import MEMFD, NUMBER, Ability, GuestView, Python, QemuOptions
+from hostfault.case.model import PAGE_SIZE, Page, Qemu
 from hostfault.plumbing.deadline import Deadline, poll
-from hostfault.plumbing.errors import HostfaultError, LaunchError
+from hostfault.plumbing.errors import HostfaultError, LaunchError, MissingCapabilityError
+from hostfault.plumbing.process import run
 from hostfault.remote.agent import Agent
-from hostfault.remote.ssh import Shell
+from hostfault.remote.qmp import Recorder
+from hostfault.remote.shell import Shell
 
-NAME = "virtiofs-dax"
 TAG = "hostfault"
 WINDOW = 64 << 20  # bytes of the DAX window
 MOUNT_POINT = "/mnt"
 SHARED = "shared"  # in the agent's directory
+SHARE_SIZE = 128 << 20  # bytes that a guest can fill
+FILE = "data"
 SOCKET = "daxfs.sock"
 LOG = "daxfs.jsonl"
 CHILD = "daxfs"
+DEVICE = "vhost-user-test-device-pci"
+OLDEST_QEMU = (11, 1)  # VIRTIO shared memory regions came to vhost-user with it
+_START_PATIENCE = 30.0  # seconds for a QEMU that only prints something
 
 
-def start(agent: Agent, directory: str, python: Sequence[str], env: Mapping[str, str]) -> None:
-    """Start the daemon on the host; it listens before this returns."""
-    agent.make_directory(SHARED)
-    argv = [
-        *python,
-        *("-m", "hostfault.daxfs", "--fd", "{fd}"),
-        *("--shared", f"{directory}/{SHARED}", "--log", f"{directory}/{LOG}"),
-        *("--window", str(WINDOW), "--tag", TAG),
-    ]
-    agent.spawn(CHILD, argv, env, listen=f"{directory}/{SOCKET}")
+class VirtiofsDax:
+    """A file of a shared directory, mapped into the guest by FUSE DAX."""
 
+    name = "virtiofs-dax"
+    abilities = frozenset({Ability.HOST_FILE, Ability.GUEST_FILE, Ability.OWN_FILE_SYSTEM})
+    guest_modules = ("virtiofs",)
+    guest_options = ""
+    logs: Mapping[str, str] = {
+        LOG: "the back-end: `map` and `unmap` of the file; `memory`: at which guest address"
+    }
 
-def check_alive(agent: Agent) -> None:
-    """Raise :class:`LaunchError` if the daemon has ended while it was needed."""
-    code = agent.ended(CHILD)
-    if code is not None:
-        raise LaunchError("the virtiofs-DAX back-end", [CHILD], code, log(agent))
+    def require(self, qemu: Qemu, environment: Mapping[str, str]) -> None:
+        """The generic device that hands memory regions to any back-end, of QEMU 11.1 or newer."""
+        if tuple(map(int, qemu.version.split("."))) < OLDEST_QEMU:
+            raise MissingCapabilityError(
+                "shared-memory-device",
+                f"QEMU {qemu.version} ({qemu.argv[0]}) is too old for virtiofs DAX: use --qemu "
+                f"image, or a QEMU of {'.'.join(map(str, OLDEST_QEMU))} or newer",
+            )
+        line = [*qemu.argv, "-device", "help"]
+        known = run(line, what="QEMU", timeout=_START_PATIENCE, env=environment)
+        if f'"{DEVICE}"' not in known:
+            raise MissingCapabilityError(
+                "shared-memory-device",
+                f"QEMU {qemu.version} ({qemu.argv[0]}) was built without {DEVICE}: "
+                f"use --qemu image",
+            )
 
+    def start(self, agent: Agent, directory: str, python: Python) -> None:
+        """Start the daemon on the host; it listens before this returns.
 
-def device(directory: str) -> list[str]:
-    """What QEMU's command line needs for it; guest memory must be shared."""
-    return [
-        *("-chardev", f"socket,id=daxfs,path={directory}/{SOCKET}"),
-        "-device",
-        "vhost-user-test-device-pci,id=daxfs-device,virtio-id=26,num_vqs=2,vq_size=128,"
-        "config_size=40,chardev=daxfs",
-    ]
+        The share is a tmpfs of its own where the agent may mount one: a guest can fill that.
+        """
+        agent.make_directory(SHARED)
+        agent.mount(SHARED, SHARE_SIZE)
+        argv = [
+            *python.argv,
+            *("-m", "hostfault.daxfs", "--fd", "{fd}"),
+            *("--shared", f"{directory}/{SHARED}", "--log", f"{directory}/{LOG}"),
+            *("--window", str(WINDOW), "--tag", TAG),
+        ]
+        agent.spawn(CHILD, argv, python.env, listen=f"{directory}/{SOCKET}")
 
-
-def mount(agent: Agent, guest: Shell, deadline: Deadline) -> None:
-    """Mount it in the guest, and check from inside that it is a DAX mount."""
-    answer = guest.run(f"mount -t virtiofs -o dax=always {TAG} {MOUNT_POINT}", deadline)
-    if answer.code != 0:
-        raise LaunchError(
-            "mount of the virtiofs in the guest", ["mount"], answer.code, answer.text + log(agent)
+    def qemu_options(self, directory: str) -> QemuOptions:
+        """The device; guest memory must be shared with the daemon."""
+        device = (
+            *("-chardev", f"socket,id=daxfs,path={directory}/{SOCKET}"),
+            "-device",
+            f"{DEVICE},id=daxfs-device,virtio-id=26,num_vqs=2,vq_size=128,config_size=40,"
+            "chardev=daxfs",
         )
-    mounts = guest.check("cat /proc/mounts", deadline)
-    line = next((line for line in mounts.splitlines() if f" {MOUNT_POINT} " in line), "")
-    if "virtiofs" not in line or "dax=always" not in line:
-        raise HostfaultError(f"the guest's mount is not a DAX mount: {line or mounts!r}")
+        return QemuOptions(MEMFD.memory, device)
+
+    def check_alive(self, agent: Agent) -> None:
+        """Whether the daemon runs."""
+        code = agent.ended(CHILD)
+        if code is not None:
+            raise LaunchError("the virtiofs-DAX back-end", [CHILD], code, _log(agent))
+
+    def mount(self, agent: Agent, guest: Shell, deadline: Deadline) -> None:
+        """Mount it in the guest, and check from inside that it is a DAX mount."""
+        answer = guest.run(f"mount -t virtiofs -o dax=always {TAG} {MOUNT_POINT}", deadline)
+        if answer.code != 0:
+            raise LaunchError(
+                "mount of the virtiofs in the guest",
+                ["mount"],
+                answer.code,
+                answer.text + _log(agent),
+            )
+        mounts = guest.check("cat /proc/mounts", deadline)
+        line = next((line for line in mounts.splitlines() if f" {MOUNT_POINT} " in line), "")
+        if "virtiofs" not in line or "dax=always" not in line:
+            raise HostfaultError(f"the guest's mount is not a DAX mount: {line or mounts!r}")
+
+    def make_page(self, agent: Agent, fill: Sequence[int | None]) -> Page:
+        """A new file in the share."""
+        path = f"{SHARED}/{FILE}"
+        agent.make_file(path, fill, PAGE_SIZE)
+        return Page(path, NUMBER * PAGE_SIZE, agent.file_system(path))
+
+    def view(self) -> GuestView:
+        """All of that file."""
+        return GuestView(f"{MOUNT_POINT}/{FILE}", 0)
+
+    def frame(self, agent: Agent, recorder: Recorder, page: Page, *, writes: bool) -> int:
+        """From the daemon's log: where it mapped the page, and where QEMU says that this is."""
+        inode = agent.stat(page.path)["ino"]
+        deadline = Deadline(20.0, f"the daemon to map inode {inode} at {page.offset:#x}")
+
+        def look() -> int | None:
+            text = agent.read(LOG, offset=-65536)[0]
+            deadline.saw(text[-400:])
+            return find_frame(text, inode, page.offset, writes)
+
+        return poll(deadline, look, interval=0.02)
+
+    def read_logs(self, agent: Agent) -> Mapping[str, str]:
+        """The end of the daemon's log and of what it printed."""
+        return {LOG: _log(agent)}
 
 
-def log(agent: Agent) -> str:
-    """The end of the daemon's log and of what it printed."""
+def _log(agent: Agent) -> str:
     printed = agent.read(f"{CHILD}.log", offset=-4000)[0]
     try:
         return agent.read(LOG, offset=-8000)[0] + printed
     except HostfaultError:  # it ended before it made its log
         return printed
-
-
-def wait_for_mapping(agent: Agent, path: str, offset: int, writable: bool) -> int:
-    """The guest frame (gfn) at which the page at ``offset`` of a shared file is mapped.
-
-    Raises :class:`~hostfault.plumbing.errors.DeadlineError` if the daemon never mapped it: then the
-    guest does not touch the host's page, and a fault would prove nothing.
-    """
-    inode = agent.stat(f"{SHARED}/{path}")["ino"]
-    deadline = Deadline(20.0, f"the daemon to map inode {inode} at {offset:#x}")
-
-    def look() -> int | None:
-        text = agent.read(LOG, offset=-65536)[0]
-        deadline.saw(text[-400:])
-        return find_frame(text, inode, offset, writable)
-
-    return poll(deadline, look)
 
 
 def find_frame(log_text: str, inode: int, offset: int, writable: bool) -> int | None:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hostfault.bisect.codes import BrokenHarnessError
 from hostfault.bisect.decide import RunResult
 from hostfault.bisect.results import identity, read
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import HostfaultError
+from hostfault.plumbing.errors import BrokenHarnessError, UntestableError
 from hostfault.plumbing.process import spawn, tail
 from hostfault.plumbing.project import PROJECT
 
@@ -29,10 +28,6 @@ PYTEST_SAYS = {  # pytest's exit codes that no kernel is to blame for
     4: "pytest was called wrongly",
     5: "no test is selected",
 }
-
-
-class UntestableError(HostfaultError):
-    """The commit cannot be tested: it does not build."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from hostfault.plumbing.errors import HostfaultError
-
 OLD = 0
 NEW = 1
 CANNOT_BE_TESTED = 125
@@ -28,10 +26,6 @@ class Decision(enum.StrEnum):
 # What people call the two kinds; a word that is in neither says nothing.
 PASSES = ("good", "fixed")
 FAILS = ("bad", "broken")
-
-
-class BrokenHarnessError(HostfaultError):
-    """The trouble is not this kernel's: every other one would meet it, too."""
 
 
 @dataclass(frozen=True)

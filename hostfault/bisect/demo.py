@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,12 +21,12 @@ from hostfault.bisect.codes import Decision
 from hostfault.kernel import series
 from hostfault.kernel.catalog import CatalogEntry, load, newest
 from hostfault.kernel.fetch import fetch_packages
-from hostfault.kernel.versions import version_of
 from hostfault.plumbing.cache import default_cache
 from hostfault.plumbing.errors import HostfaultError, SetupError
 from hostfault.plumbing.packages import run_tool
-from hostfault.plumbing.process import run
+from hostfault.plumbing.process import call, run
 from hostfault.plumbing.project import PROJECT
+from hostfault.plumbing.versions import version_of
 
 Edit = Callable[[Path], None]
 START = "the source as it is packaged"
@@ -204,7 +203,7 @@ def demonstrate(place: Path, entry: CatalogEntry, options: Sequence[str]) -> Sho
     ids = make(tree, commits)
     start(tree, ids, commits)
     words = [str(PROJECT / "ci" / "bisect"), "--artifacts", str(artifacts), *options]
-    code = subprocess.call(["git", "bisect", "run", *words], cwd=tree)
+    code = call(["git", "bisect", "run", *words], what="git bisect run", cwd=tree)
     answer = found(tree)
     _test_what_git_left_out(tree, ids, artifacts, words)
     return Shown(code, answer, tuple(_steps(artifacts)))
@@ -219,7 +218,7 @@ def _test_what_git_left_out(
     for subject in {DOES_NOT_BUILD, DOES_NOT_BOOT} - asked:
         print(f"... git did not ask for {subject!r}, so it is asked for by hand", flush=True)
         git(tree, "checkout", "--quiet", ids[subject])
-        subprocess.call(words, cwd=tree)
+        call(words, what="ci/bisect", cwd=tree)
 
 
 def _unpack(entry: CatalogEntry, tree: Path) -> None:

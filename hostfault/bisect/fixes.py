@@ -13,11 +13,10 @@ from itertools import product
 from pathlib import Path
 
 from hostfault.bisect.children import Programs, Tester
-from hostfault.bisect.codes import BrokenHarnessError
 from hostfault.bisect.decide import Outcome, RunResult, in_words
 from hostfault.case.model import VerdictKind
 from hostfault.plumbing.deadline import now, wall_clock
-from hostfault.plumbing.errors import HostfaultError
+from hostfault.plumbing.errors import BrokenHarnessError, HostfaultError
 from hostfault.plumbing.project import PROJECT
 
 KERNELS = ("7.3.4", "6.12")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hostfault.bisect.children import Built, Programs, UntestableError, build, compile_afresh
-from hostfault.bisect.codes import BrokenHarnessError, Decision, Terms
+from hostfault.bisect.children import Built, Programs, build, compile_afresh
+from hostfault.bisect.codes import Decision, Terms
 from hostfault.bisect.repository import Commit, Repository
 from hostfault.bisect.trial import Bench, Trial
 from hostfault.case.model import to_json
 from hostfault.plumbing.deadline import now
-from hostfault.plumbing.errors import HostfaultError
+from hostfault.plumbing.errors import BrokenHarnessError, HostfaultError, UntestableError
 from hostfault.report.artifacts import write_json
 
 

@@ -8,9 +8,10 @@ from itertools import groupby
 from pathlib import Path
 
 from hostfault.bisect.children import Tester
-from hostfault.bisect.codes import BrokenHarnessError, Decision
+from hostfault.bisect.codes import Decision
 from hostfault.bisect.decide import Rule, RunResult, Sort, decide, in_words, sort, why_nothing
 from hostfault.plumbing.deadline import now
+from hostfault.plumbing.errors import BrokenHarnessError
 
 Say = Callable[[str], None]
 

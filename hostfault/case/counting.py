@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from hostfault.case.model import FrameFaults, Observation, Sample
 
+KERNEL_SPACE = 1 << 63
+"""The first address of the guest's kernel (Linux Documentation/arch/x86/x86_64/mm.rst)."""
+
 
 @dataclass(frozen=True)
 class Repetition:
@@ -64,13 +67,13 @@ def _repetition_since(
     by_frame: dict[int, list[FrameFaults]] = {}
     for growth in _growth(start, observation.samples[-1]):
         by_frame.setdefault(growth.gfn, []).append(growth)
-    expected, rip = observation.expected_gfn, observation.probe.rip
+    expected = observation.expected_gfn
     standing = [
         faults[0]
         for gfn, faults in by_frame.items()
         if expected in (None, gfn)
         and len(faults) == 1
-        and (anywhere or rip == 0 or faults[0].rip in (0, rip))
+        and (anywhere or faults[0].rip == 0 or _may_be_the_access(observation, faults[0].rip))
     ]
     if not standing:
         return None
@@ -82,6 +85,13 @@ def _repetition_since(
     )
     taken = _stat_growth(start, observation.samples[-1], "pf_taken")
     return Repetition(most.gfn, most.rip, most.count, recent, taken, max(0.0, start.at))
+
+
+def _may_be_the_access(observation: Observation, rip: int) -> bool:
+    """Whether that is the probe's instruction; for a system call, any of the guest's kernel."""
+    if observation.terms.by_kernel:
+        return rip >= KERNEL_SPACE
+    return observation.probe.rip in (0, rip)
 
 
 def _stat_growth(earlier: Sample, later: Sample, name: str) -> int | None:

@@ -51,7 +51,7 @@ class GuestImage:
 
     key: str
     initramfs: Path
-    probe_source: str  # sha256 of the probe's C source, for the record
+    probe_source: str  # sha256 of the probe's C sources, for the record
 
 
 @dataclass(frozen=True)
@@ -66,31 +66,35 @@ class Qemu:
 # --- what a test asks for -----------------------------------------------------------------
 
 
-class Fault(enum.StrEnum):
-    """What is done to the backing file between the first and the second touch."""
-
-    NONE = "none"  # nothing: the control case
-    ZERO = "zero"  # the host truncates the file to length zero
-    MIDDLE = "middle"  # the host truncates it so that the touched page is just beyond the end
-    GUEST = "guest"  # the guest itself truncates it: its own file system must answer
-
-
-class Access(enum.StrEnum):
-    """What the guest task does to the page."""
-
-    LOAD = "load"
-    STORE = "store"
-
-
 @dataclass(frozen=True)
 class Scenario:
     """One case: everything that decides what a test does."""
 
-    backing: str  # "virtiofs-dax"
-    fault: Fault
-    access: Access
+    backing: str  # a name of hostfault.backing
+    fault: str  # a name of hostfault.fault
+    access: str  # a name of hostfault.access
     async_pf: bool  # False: the guest is booted with no-kvmapf
     vcpus: int = 1
+
+
+@dataclass(frozen=True)
+class Terms:
+    """By which rules a case is judged: what its fault and its access say of themselves."""
+
+    takes_page: bool  # the host takes the page out of the guest, or never gave it one
+    control: bool  # the host goes on backing the page: the access must succeed
+    writes: bool  # the access leaves a byte
+    by_kernel: bool  # the guest's kernel touches the page for the task, at an address of its own
+    expected: int | None  # the byte that the access must see or leave; None: there is no such page
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page that a case is about, as the host has it."""
+
+    path: str  # of the host file, as the host's agent names it
+    offset: int  # of the page in that file, bytes
+    file_system: str  # that the file lies on, e.g. "tmpfs"
 
 
 # --- observation --------------------------------------------------------------------------
@@ -122,7 +126,7 @@ class Sample:
 class Outcome:
     """What became of the access, as the touching task itself reported it."""
 
-    kind: str  # "value" | "signal" | "errno"
+    kind: str  # "value" | "signal" | "errno" | "end" (the file ends before that byte)
     value: int = 0  # the byte read (or stored), the signal, or the errno
     code: int = 0  # si_code of a signal
     address: int = 0  # si_addr of a signal
@@ -166,8 +170,9 @@ class Observation:
     """Everything recorded from before the fault until the end."""
 
     scenario: Scenario
+    terms: Terms
+    page: Page
     expected_gfn: int | None  # the frame that the access touches, computed on the host
-    expected: int | None  # the byte that a load must return (None: the file has no such byte)
     waited: float  # seconds from the touch to the last sample
     probe: ProbeReport
     samples: tuple[Sample, ...] = ()  # the first is from before the fault

@@ -23,9 +23,7 @@ from hostfault.case.counting import (
 )
 from hostfault.case.model import (
     PAGE_SIZE,
-    Access,
     Event,
-    Fault,
     Observation,
     Outcome,
     Sample,
@@ -45,8 +43,6 @@ STALL_SAMPLES = 5
 IDLE_SHARE = 0.25
 """A vCPU that uses less of a core than this is idle: answering SSH in an emulated host takes some,
 spinning takes 0.72 to 0.90 there, and 1.0 on hardware."""
-
-BY_HOST = (Fault.ZERO, Fault.MIDDLE)
 
 GUEST_OOPS = re.compile(
     r"Kernel panic - not syncing|Oops: |kernel BUG at |BUG: unable to handle|"
@@ -203,7 +199,7 @@ def _proven_spin(
         return None
     summary = (
         f"{found.count:,} faults on gfn {found.gfn:#x} in {last.at - found.since:.1f} s, "
-        f"task at {found.rip or observation.probe.rip:#x} never moved{remark}"
+        f"{_who(observation)} at {found.rip or observation.probe.rip:#x} never moved{remark}"
     )
     evidence = (
         *evidence_of_faults(observation, found),
@@ -212,6 +208,10 @@ def _proven_spin(
         *_liveness(observation),
     )
     return Verdict(VerdictKind.SPIN, summary, evidence)
+
+
+def _who(observation: Observation) -> str:
+    return "the guest's kernel" if observation.terms.by_kernel else "task"
 
 
 def _second_source_agrees(observation: Observation, found: Repetition) -> bool:
@@ -266,6 +266,9 @@ def _outcome(observation: Observation) -> Verdict | None:
             return _signal(observation, outcome, evidence)
         case "errno" if outcome.value > 0 and _host_saw_the_access(observation):
             return Verdict(VerdictKind.TASK_ERROR, _errno_name(outcome.value), evidence)
+        case "end" if observation.terms.expected is None:
+            summary = f"{observation.scenario.access} was told that the file ends before the page"
+            return Verdict(VerdictKind.TASK_ERROR, summary, evidence)
         case _:
             return None  # not a word of the probe's language
 
@@ -276,7 +279,7 @@ def _host_saw_the_access(observation: Observation) -> bool:
     Truncation takes the page out of the guest (KVM's mmu notifier), so no task can have touched
     it since without one.
     """
-    return observation.scenario.fault not in BY_HOST or has_faulted(observation)
+    return not observation.terms.takes_page or has_faulted(observation)
 
 
 def _signal(
@@ -297,25 +300,26 @@ def _signal(
 
 
 def _value(observation: Observation, outcome: Outcome, evidence: tuple[str, ...]) -> Verdict | None:
-    if observation.scenario.access is Access.STORE:
+    if observation.terms.writes:
         return _stored(observation, outcome, evidence)
-    expected = observation.expected
-    if expected == outcome.value:
-        return Verdict(VerdictKind.OK, f"load returned {outcome.value:#04x}, as it must", evidence)
-    summary = f"load returned {outcome.value:#04x}, but the host file {_holds(observation)}"
+    access = observation.scenario.access
+    if observation.terms.expected == outcome.value:
+        summary = f"{access} returned {outcome.value:#04x}, as it must"
+        return Verdict(VerdictKind.OK, summary, evidence)
+    summary = f"{access} returned {outcome.value:#04x}, but the host file {_holds(observation)}"
     return Verdict(VerdictKind.STALE, summary, evidence)
 
 
 def _stored(
     observation: Observation, outcome: Outcome, evidence: tuple[str, ...]
 ) -> Verdict | None:
-    held = observation.stored_byte
-    if held is None and observation.scenario.fault is Fault.NONE:
+    held, access = observation.stored_byte, observation.scenario.access
+    if held is None and observation.terms.control:
         return None  # the file is whole, so nobody has looked yet
     if held == outcome.value:
-        summary = f"store of {outcome.value:#04x} arrived in the host file"
+        summary = f"{access} of {outcome.value:#04x} arrived in the host file"
         return Verdict(VerdictKind.OK, summary, evidence)
-    summary = f"store of {outcome.value:#04x} succeeded, but the host file {_holds(observation)}"
+    summary = f"{access} of {outcome.value:#04x} succeeded, but the host file {_holds(observation)}"
     return Verdict(VerdictKind.STALE, summary, evidence)
 
 
@@ -323,9 +327,10 @@ def _holds(observation: Observation) -> str:
     """What the host file has at the place: what was read there, else what it must have."""
     if observation.stored_byte is not None:
         return f"holds {observation.stored_byte:#04x}"
-    if observation.expected is None or observation.scenario.access is Access.STORE:
+    expected = observation.terms.expected
+    if expected is None or observation.terms.writes:
         return "has no such byte"
-    return f"must hold {observation.expected:#04x}"
+    return f"must hold {expected:#04x}"
 
 
 # --- words -----------------------------------------------------------------------------------

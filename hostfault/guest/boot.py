@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hostfault.backing import GUEST_MEMORY, QEMU_CHILD, Backing, QemuOptions
 from hostfault.case.model import Scenario
 from hostfault.plumbing.deadline import Deadline, poll
 from hostfault.plumbing.errors import LaunchError
 from hostfault.remote.agent import Agent
 
-NAME = "qemu"  # of the child, for the agent
+NAME = QEMU_CHILD
 CONSOLE = "guest-console.log"  # in the agent's directory
 READY = "HOSTFAULT-GUEST READY"
-MEMORY = 256  # MiB
 
 # What makes it boot fast under emulation; oops=panic makes pvpanic tell.
 COMMAND_LINE = (
@@ -32,36 +32,46 @@ class GuestSpec:
     directory: str  # the agent's
     qmp: str  # options of the QMP chardev, e.g. "socket,host=0.0.0.0,port=4444,server=on,wait=off"
     ssh_forward: str  # hostfwd rule up to "-:22"
-    devices: tuple[str, ...]  # of the backing
+    backing: QemuOptions
+    append: str  # the guest kernel's command line
+    more: tuple[str, ...] = ()  # options that a person added
 
 
-def command_line(scenario: Scenario) -> str:
-    """The guest kernel's command line."""
-    return COMMAND_LINE if scenario.async_pf else f"{COMMAND_LINE} no-kvmapf"
+def command_line(scenario: Scenario, backing: Backing, more: Sequence[str] = ()) -> str:
+    """The guest kernel's command line; ``more`` is what a person added."""
+    words = [COMMAND_LINE, "" if scenario.async_pf else "no-kvmapf", backing.guest_options, *more]
+    return " ".join(filter(None, words))
 
 
-def command(spec: GuestSpec, scenario: Scenario) -> list[str]:
-    """QEMU's command line; it starts stopped, so that the recorder is there first."""
+def command(spec: GuestSpec, vcpus: int) -> list[str]:
+    """QEMU's command line; it starts stopped, so that the recorder is there first.
+
+    The network card is notified through an I/O port: a store to memory needs emulation, on which
+    KVM from 6.14 gives up in an emulated AMD host if it has just delivered an exception
+    (KVM_INTERNAL_ERROR_DELIVERY_EV, "suberror 3"): TCG leaves the type of the delivered event in
+    EXITINTINFO, and svm_check_emulate_instruction() does not look at its valid bit.
+    """
     return [
         *spec.qemu,
         *("-name", "hostfault-guest,debug-threads=on", "-no-user-config", "-nodefaults"),
         *("-machine", "pc,accel=kvm,memory-backend=mem", "-cpu", "host"),
-        *("-object", f"memory-backend-memfd,id=mem,size={MEMORY}M,share=on"),
-        *("-smp", str(scenario.vcpus), "-m", str(MEMORY)),
+        *spec.backing.memory,
+        *("-smp", str(vcpus), "-m", str(GUEST_MEMORY)),
         *("-kernel", spec.kernel, "-initrd", spec.initramfs),
-        *("-append", command_line(scenario)),
+        *("-append", spec.append),
         *("-netdev", f"user,id=net,restrict=on,hostfwd={spec.ssh_forward}"),
-        *("-device", "virtio-net-pci,netdev=net,romfile="),
+        *("-device", "virtio-net-pci,netdev=net,romfile=,modern-pio-notify=on"),
         *("-device", "pvpanic-pci", "-action", "panic=pause"),
         *("-chardev", f"file,id=serial,path={spec.directory}/{CONSOLE}"),
         *("-serial", "chardev:serial"),
         *("-chardev", f"{spec.qmp},id=qmp", "-mon", "chardev=qmp,mode=control"),
         *("-display", "none", "-no-reboot", "-S"),
-        *spec.devices,
+        *spec.backing.devices,
+        *spec.more,
     ]
 
 
-def start(agent: Agent, argv: Sequence[str], env: dict[str, str]) -> None:
+def start(agent: Agent, argv: Sequence[str], env: Mapping[str, str]) -> None:
     """Start QEMU on the host."""
     agent.spawn(NAME, argv, env)
 

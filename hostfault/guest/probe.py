@@ -1,4 +1,4 @@
-"""The talk with the probe (images/probe/probe.c): the guest task that touches the page.
+"""The probe (images/probe/probe.c): the guest task that touches the page.
 
 The guest is untrusted: every line is checked, and nothing that it says is needed for the
 verdict of a spin.
@@ -9,46 +9,52 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from hostfault.case.model import Access, Outcome, ProbeReport
+from hostfault.backing import GuestView
+from hostfault.case.model import Outcome, ProbeReport
 from hostfault.plumbing.deadline import Deadline
-from hostfault.remote.channel import Talk, steps
-from hostfault.remote.ssh import Shell
+from hostfault.remote.channel import Channel, steps
+from hostfault.remote.shell import Shell
 
 
 class Probe:
     """A probe that runs in the guest."""
 
-    def __init__(self, talk: Talk) -> None:
-        self._talk = talk
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._ended = False
 
     def arm(self, deadline: Deadline) -> None:
         """Wait until it has touched the page once and waits for the word."""
-        self._talk.wait_for("armed", deadline)
+        self._channel.wait_for("armed", deadline)
 
     def go(self) -> None:
         """Give the word: the next thing that the probe does is the access."""
-        self._talk.say("go")
+        self._channel.say("go")
 
     def listen(self, seconds: float) -> bool:
         """Take in what it says, for ``seconds`` at most; False if nothing more is to come."""
         if not self._ended and not self.report().outcome:
-            self._ended = not self._talk.listen(seconds)
+            self._ended = not self._channel.listen(seconds)
             return not self._ended
         return False
 
     def report(self) -> ProbeReport:
         """What it has said so far."""
-        return dataclasses.replace(parse(self._talk.text), ended=self._ended)
+        return dataclasses.replace(parse(self._channel.text), ended=self._ended)
 
 
-def start(guest: Shell, path: str, offset: int, length: int, access: Access, stored: int) -> Probe:
-    """Start the probe in the guest; see images/probe/probe.c for its options."""
+def start(guest: Shell, view: GuestView, access: str, stored: int, *, page_first: bool) -> Probe:
+    """Start the probe in the guest; see images/probe/probe.c for its options.
+
+    ``page_first`` lets it touch the page itself before it waits for the word, else the first
+    page of the range.
+    """
+    first = view.offset if page_first else 0
     command = (
-        f"/bin/probe --file {path} --offset {offset} --length {length} "
-        f"--access {access} --value {stored}"
+        f"/bin/probe --file {view.path} --start {view.start} --length {view.length} "
+        f"--offset {view.offset} --first {first} --access {access} --value {stored}"
     )
-    return Probe(Talk("probe", guest.open(command, Deadline(20.0, "the probe to start"))))
+    return Probe(Channel("probe", guest.open(command, Deadline(20.0, "the probe to start"))))
 
 
 def parse(text: str) -> ProbeReport:

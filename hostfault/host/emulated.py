@@ -1,63 +1,74 @@
-"""An emulated host: the kernel under test, booted in QEMU, with the guest inside it.
+"""An emulated host (L1): the kernel under test, booted in QEMU, with the guest (L2) inside it.
 
-Each configuration is booted once, up to "guest reachable, backing mounted", saved whole, and
-kept in the cache; every test runs in a fork of its own. The guest is stopped before the host is
-saved: a running one fails to load now and then.
+Each configuration is booted once, up to "guest reachable, backing mounted", saved whole as a
+snapshot, and kept in the cache; every case runs in a fork of its own. The guest is stopped before
+the host is saved: a running one fails to load now and then.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import logging
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import hostfault
-from hostfault.backing import virtiofs_dax
-from hostfault.case.model import Kernel, Scenario
-from hostfault.guest import boot as guest_machine
-from hostfault.host import outer_qemu as host_machine
-from hostfault.host.outer_qemu import (
-    AGENT_PORT,
-    GUEST_SSH_PORT,
-    QMP_PORT,
-    Machine,
-    MachineSpec,
-    Sockets,
-)
+from hostfault.backing import BACKINGS, Backing, Python
+from hostfault.case.folder import GUEST_QMP, HOST_SERIAL
+from hostfault.case.model import Ended, Event, Kernel, Scenario
+from hostfault.guest import boot
+from hostfault.host import outer_qemu
+from hostfault.host.outer_qemu import GUEST_SSH_PORT, QMP_PORT, Machine, MachineSpec, Sockets
 from hostfault.host.testbed import (
+    AGENT_CALLS,
     ATTEMPTS,
-    Place,
-    Say,
+    Added,
+    GuestLaunch,
     Stopwatch,
+    Testbed,
     boot_guest,
     keep_logs,
     mount_backing,
-    reach_guest,
 )
 from hostfault.plumbing.cache import Cache, key_of, no_space
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import ConnectionLostError, DeadlineError, HostfaultError, SetupError
-from hostfault.plumbing.packages import run_tool
+from hostfault.plumbing.errors import (
+    ConnectionLostError,
+    DeadlineError,
+    HostfaultError,
+    SetupError,
+)
+from hostfault.plumbing.short_directory import short_directory
 from hostfault.plumbing.ssh_keys import Identity
 from hostfault.remote.agent import Agent
+from hostfault.remote.carried import CarriedShell, Client
 from hostfault.remote.qmp import Recorder
-from hostfault.remote.ssh import Shell, connect
+from hostfault.remote.ssh import connect
+
+log = logging.getLogger(__name__)
 
 PAYLOAD = "/run/hostfault"  # in the host
 DIRECTORY = "/run/hostfault/run"  # the agent's, in the host
-PYTHON = "/usr/bin/python3"  # in the host
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}  # of what runs in the host
-PYTHON_ENV = {**ENVIRONMENT, "PYTHONPATH": f"{PAYLOAD}/python", "PYTHONDONTWRITEBYTECODE": "1"}
+PYTHON = Python(
+    ("/usr/bin/python3", "-P"),
+    {**ENVIRONMENT, "PYTHONPATH": f"{PAYLOAD}/python", "PYTHONDONTWRITEBYTECODE": "1"},
+)
 QEMU = "/usr/bin/qemu-system-x86_64"  # in the host
-SHORT = Path("/tmp")  # noqa: S108 (what we make there is ours alone: mode 0700)
+GUEST_CLIENT = Client(
+    (
+        *("dbclient", "-T", "-i", f"{PAYLOAD}/client_key", "-p", str(GUEST_SSH_PORT)),
+        "root@127.0.0.1",
+    ),
+    {**ENVIRONMENT, "HOME": PAYLOAD},  # where its known_hosts is
+)
+_SNAPSHOT, _NOTES = "ram", "notes.json"  # in a cache entry
 
 
-def payload(guest_kernel: Path, guest_initramfs: Path) -> Mapping[str, Path]:
+def payload(guest_kernel: Path, guest_initramfs: Path, keys: Identity) -> Mapping[str, Path]:
     """What the host's initramfs must carry, by its name below /run/hostfault."""
     package = Path(hostfault.__file__).parent
     rooms = [package / "agent", package / "daxfs"]
@@ -65,159 +76,195 @@ def payload(guest_kernel: Path, guest_initramfs: Path) -> Mapping[str, Path]:
     return {
         "guest-kernel": guest_kernel,
         "guest-initramfs": guest_initramfs,
+        "client_key": keys.client_key_dropbear,
+        ".ssh/known_hosts": keys.known_hosts,
         **{f"python/hostfault/{each.relative_to(package)}": each for each in programs},
     }
 
 
-@dataclass
+@dataclass(frozen=True)
 class EmulatedHost:
     """Boots, saves and forks; see the module's text."""
 
-    spec: MachineSpec
+    machine_for: Callable[[Backing], MachineSpec]  # its initramfs carries the guest
     identity: Identity
     cache: Cache
-    say: Say
-    kind: str = "emulated"
+    added: Added
 
     @contextmanager
-    def place(self, scenario: Scenario, folder: Path) -> Iterator[Place]:
-        """A fork of the saved machine for this scenario's configuration."""
+    def testbed(self, scenario: Scenario, folder: Path) -> Iterator[Testbed]:
+        """A fork of the snapshot of this scenario's configuration."""
         with ExitStack() as stack:
-            yield self._fork_or_boot_anew(stack, scenario, folder)
+            configuration = Configuration(self, scenario)
+            yield configuration.fork_or_boot_anew(stack, folder)
 
-    def _fork_or_boot_anew(self, stack: ExitStack, scenario: Scenario, folder: Path) -> Place:
+
+@dataclass(frozen=True)
+class Notes:
+    """What is remembered of a boot for its forks."""
+
+    phases: Mapping[str, float]  # seconds
+    guest_connections: Sequence[str]  # names of the logged-in clients
+
+
+class Configuration:
+    """One configuration of an emulated host: kernels, images, backing, command lines."""
+
+    def __init__(self, host: EmulatedHost, scenario: Scenario) -> None:
+        self._identity = host.identity
+        self._cache = host.cache
+        self._backing = BACKINGS[scenario.backing]
+        self._spec = host.machine_for(self._backing)
+        self._guest_command = _guest_command(scenario, self._backing, host.added)
+
+    def fork_or_boot_anew(self, stack: ExitStack, folder: Path) -> Testbed:
+        """A fork of the snapshot; one that does not load is thrown away and made anew."""
         for attempt in range(1, ATTEMPTS + 1):
-            saved, fresh = self._saved(scenario, folder)
+            entry, fresh = self._snapshot(folder)
             try:
                 with ExitStack() as inner:
-                    place = self._fork(inner, saved, folder)
+                    testbed = self._fork(inner, entry, folder, fresh=fresh)
                     stack.push(inner.pop_all())
             except HostfaultError as error:
                 if attempt == ATTEMPTS or isinstance(error, SetupError):
                     raise
-                self.cache.discard(saved)
-                self.say(f"the saved machine does not load, booting anew ({error})")
+                self._cache.discard(entry)
+                log.info("the snapshot does not load, booting anew (%s)", error)
             else:
-                place.cached = not fresh
-                if fresh:
-                    place.phases.update(json.loads((saved / "phases.json").read_text()))
-                return place
+                return testbed
         raise AssertionError("unreachable")
 
-    def _saved(self, scenario: Scenario, folder: Path) -> tuple[Path, bool]:
-        """The saved machine of a configuration, and whether it was booted just now."""
+    def _snapshot(self, folder: Path) -> tuple[Path, bool]:
+        """The cache entry of the snapshot, and whether it was made just now."""
         built: list[Path] = []
 
         def build(entry: Path) -> None:
             built.append(entry)
-            self._boot_and_save(scenario, entry, folder)
+            self._boot_and_save(entry, folder)
 
-        return self.cache.obtain("machines", self._key(scenario), build), bool(built)
+        return self._cache.obtain("machines", self._key(), build), bool(built)
 
-    def _key(self, scenario: Scenario) -> str:
+    def _key(self) -> str:
         anywhere = Sockets.below(Path("/"))
         return key_of(
             {
-                "kernel": self.spec.kernel.image,
-                "initramfs": self.spec.initramfs,
-                "disk": self.spec.image.key,
-                "qemu": self.spec.qemu.version,
-                "host": "\n".join(self.spec.command(anywhere, Path("/serial"), 0)),
-                "guest": "\n".join(_guest_command(scenario)),
+                "layout": "2",  # of an entry, and of what is in a snapshot besides its inputs
+                "kernel": self._spec.kernel.image,
+                "initramfs": self._spec.initramfs,
+                "disk": self._spec.image.key,
+                "qemu": self._spec.qemu.version,
+                "host": "\n".join(self._spec.command(anywhere, Path("/serial"), 0, 0)),
+                "guest": "\n".join(self._guest_command),
             }
         )
 
-    def _boot_and_save(self, scenario: Scenario, entry: Path, folder: Path) -> None:
+    def _boot_and_save(self, entry: Path, folder: Path) -> None:
         """Boot; a guest that dies at its start is tried again, what would be the same again not."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                self._boot_once(scenario, entry, folder, folder / f"boot-{attempt}")
+                self._boot_once(entry, folder, folder / f"boot-{attempt}")
             except HostfaultError as error:
                 same_again = isinstance(error, (SetupError, DeadlineError)) or no_space(error)
                 if attempt == ATTEMPTS or same_again:
                     raise SetupError(f"{error}\nlogs: {folder}") from error
-                self.say(f"the guest in the emulated host did not come up, trying again ({error})")
+                log.info("the guest in the emulated host did not come up, trying again (%s)", error)
             else:
                 return
 
-    def _boot_once(self, scenario: Scenario, entry: Path, folder: Path, failed: Path) -> None:
-        phases: dict[str, float] = {}
-        watch = Stopwatch(phases)
+    def _boot_once(self, entry: Path, folder: Path, failed: Path) -> None:
+        watch = Stopwatch()
         with ExitStack() as stack:
             directory = stack.enter_context(short_directory())
             machine = stack.enter_context(
-                host_machine.start(self.spec, directory, folder, incoming=False)
+                outer_qemu.start(self._spec, directory, folder, incoming=False)
             )
-            sockets = Sockets.below(directory)
-            self.say(f"booting the host kernel {self.spec.kernel.release} under emulation")
+            log.info("booting the host kernel %s under emulation", self._spec.kernel.release)
             machine.boot(Deadline(120.0, "the emulated host to boot"))
+            agent = _call_agent(machine, patience=60.0)
             watch.lap("host boot")
-            shell = self._reach(stack, sockets)
-            watch.lap("host ssh")
-            agent = _start_agent(stack, shell, machine)
-            stack.enter_context(_logs_kept_if_it_fails(agent, failed))
-            virtiofs_dax.start(agent, DIRECTORY, [PYTHON], PYTHON_ENV)
-            recorder = stack.enter_context(Recorder("guest QMP", folder / "guest-qmp.jsonl"))
-            boot_guest(
-                agent, _guest_command(scenario), ENVIRONMENT, recorder, sockets.guest_qmp, self.say
-            )
+            stack.enter_context(_logs_kept_if_it_fails(agent, self._backing, failed))
+            self._backing.start(agent, DIRECTORY, PYTHON)
+            recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
+            qmp = Sockets.below(directory).guest_qmp
+            launch = GuestLaunch(self._guest_command, ENVIRONMENT, qmp)
+            boot_guest(agent, self._backing, launch, recorder)
             watch.lap("guest boot")
-            guest = reach_guest(sockets.guest_ssh, self.identity, self.say)
+            guest = CarriedShell(agent, GUEST_CLIENT)
+            log.info("waiting for SSH of the guest")
+            guest.log_in(Deadline(60.0, "SSH of the guest"))
             watch.lap("guest ssh")
-            mount_backing(agent, guest, self.say)
+            mount_backing(agent, self._backing, guest)
+            guest.log_in(Deadline(60.0, "SSH of the guest"))
             watch.lap("backend ready")
-            guest.close()
             recorder.execute("stop")
             recorder.disconnect()
-            agent.close()
-            shell.close()
-            self.say("saving the machine")
-            machine.save(entry / "ram", Deadline(60.0, "the machine to be saved"))
+            log.info("saving the machine")
+            machine.save(entry / _SNAPSHOT, Deadline(60.0, "the machine to be saved"))
             watch.lap("save")
-        shutil.copy(folder / "host-serial.log", entry / "host-serial.log")
-        (entry / "phases.json").write_text(json.dumps(phases))
+        shutil.copy(folder / HOST_SERIAL, entry / HOST_SERIAL)
+        notes = {"phases": watch.phases, "guest_connections": guest.spares}
+        (entry / _NOTES).write_text(json.dumps(notes))
 
-    def _fork(self, stack: ExitStack, saved: Path, folder: Path) -> Place:
-        phases: dict[str, float] = {}
-        watch = Stopwatch(phases)
-        shutil.copy(saved / "host-serial.log", folder / "host-serial.log")
+    def _fork(self, stack: ExitStack, entry: Path, folder: Path, *, fresh: bool) -> Testbed:
+        notes = Notes(**json.loads((entry / _NOTES).read_text()))
+        watch = Stopwatch(notes.phases if fresh else None)
+        shutil.copy(entry / HOST_SERIAL, folder / HOST_SERIAL)
         directory = stack.enter_context(short_directory())
         machine = stack.enter_context(
-            host_machine.start(self.spec, directory, folder, incoming=True)
+            outer_qemu.start(self._spec, directory, folder, incoming=True)
         )
-        sockets = Sockets.below(directory)
-        self.say("loading the saved machine")
-        machine.load(saved / "ram", Deadline(60.0, "the saved machine to load"))
+        log.info("loading the snapshot")
+        machine.load(entry / _SNAPSHOT, Deadline(60.0, "the snapshot to load"))
         watch.lap("restore")
-        recorder = stack.enter_context(Recorder("guest QMP", folder / "guest-qmp.jsonl"))
+        agent = _call_agent(machine, patience=30.0)
+        prove_kernel(agent, self._spec.kernel)
+        sockets = Sockets.below(directory)
+        recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
         recorder.connect(sockets.guest_qmp, Deadline(30.0, "QMP of the guest's QEMU"))
         recorder.execute("cont")
-        shell = self._reach(stack, sockets)
-        agent = _call_agent(stack, shell, machine)
-        prove_kernel(agent, self.spec.kernel)
-        watch.lap("host ssh")
-        guest = reach_guest(sockets.guest_ssh, self.identity, self.say)
-        stack.callback(guest.close)
-        watch.lap("guest ssh")
-        return Place(
-            agent, recorder, guest, machine, phases, host_answers=lambda: self._answers(sockets)
+        watch.lap("reach")
+        return Testbed(
+            backing=self._backing,
+            agent=agent,
+            recorder=recorder,
+            guest=CarriedShell(agent, GUEST_CLIENT, notes.guest_connections),
+            host=EmulatedLife(machine, sockets, self._identity),
+            watch=watch,
+            cached=not fresh,
         )
 
-    def _answers(self, sockets: Sockets) -> bool:
+
+@dataclass(frozen=True)
+class EmulatedLife:
+    """An emulated host survives to tell: its outer QEMU does."""
+
+    machine: Machine
+    sockets: Sockets
+    identity: Identity
+
+    def ended(self) -> Ended | None:
+        """What the outer QEMU has seen."""
+        return self.machine.ended()
+
+    def ended_silently(self, silence: str) -> Ended | None:
+        """Only a host that lets nobody in any more counts as hung: an agent may die alone."""
+        ended = self.machine.ended()
+        if ended is not None or self._answers():
+            return ended
+        return self.machine.hung(f"{silence}; {AGENT_CALLS} more calls and SSH went unanswered")
+
+    def events(self) -> Sequence[Event]:
+        """QMP events of the outer QEMU."""
+        return self.machine.recorder.events()
+
+    def _answers(self) -> bool:
         """Whether the host lets somebody in who has not been there before."""
         deadline = Deadline(30.0, "SSH of the emulated host")
         try:
-            connect("host", sockets.host_ssh, self.identity, deadline).close()
+            connect("host", self.sockets.host_ssh, self.identity, deadline).close()
         except DeadlineError:
             return False
         return True
-
-    def _reach(self, stack: ExitStack, sockets: Sockets) -> Shell:
-        self.say("waiting for SSH of the host")
-        deadline = Deadline(60.0, "SSH of the emulated host")
-        shell = connect("host", sockets.host_ssh, self.identity, deadline)
-        stack.callback(shell.close)
-        return shell
 
 
 def prove_kernel(agent: Agent, kernel: Kernel) -> None:
@@ -234,73 +281,37 @@ def prove_kernel(agent: Agent, kernel: Kernel) -> None:
             raise SetupError(f"the host runs another kernel: its {what} is {found}, not {wanted}")
 
 
-def _guest_command(scenario: Scenario) -> list[str]:
-    spec = guest_machine.GuestSpec(
+def _guest_command(scenario: Scenario, backing: Backing, added: Added) -> list[str]:
+    spec = boot.GuestSpec(
         qemu=(QEMU,),
         kernel=f"{PAYLOAD}/guest-kernel",
         initramfs=f"{PAYLOAD}/guest-initramfs",
         directory=DIRECTORY,
         qmp=f"socket,host=0.0.0.0,port={QMP_PORT},server=on,wait=off",
         ssh_forward=f"tcp::{GUEST_SSH_PORT}-:22",
-        devices=tuple(virtiofs_dax.device(DIRECTORY)),
+        backing=backing.qemu_options(DIRECTORY),
+        append=boot.command_line(scenario, backing, added.guest_append),
+        more=added.qemu_options,
     )
-    return guest_machine.command(spec, scenario)
+    return boot.command(spec, scenario.vcpus)
 
 
 @contextmanager
-def _logs_kept_if_it_fails(agent: Agent, folder: Path) -> Iterator[None]:
+def _logs_kept_if_it_fails(agent: Agent, backing: Backing, folder: Path) -> Iterator[None]:
     """The next attempt has logs of its own, so put those of this one where they stay."""
     try:
         yield
     except HostfaultError:
-        keep_logs(agent, folder)
+        keep_logs(agent, backing, folder)
         raise
 
 
-def _start_agent(stack: ExitStack, shell: Shell, machine: Machine) -> Agent:
-    """Start the agent so that it outlives this connection, then call it."""
-    words = " ".join(f"{name}={value}" for name, value in PYTHON_ENV.items())
-    log = f"{PAYLOAD}/agent.log"
-    shell.check(
-        f"{words} setsid {PYTHON} -m hostfault.agent --directory {DIRECTORY} "
-        f"--listen {AGENT_PORT} </dev/null >{log} 2>&1 & "
-        f"until grep -q listening {log}; do kill -0 $! || {{ cat {log}; exit 1; }}; "
-        "sleep 0.1; done",
-        Deadline(30.0, "the agent to listen"),
-    )
-    return _call_agent(stack, shell, machine)
+def _call_agent(machine: Machine, patience: float) -> Agent:
+    """The agent in the machine, once it answers; ``patience`` in seconds."""
 
-
-def _call_agent(stack: ExitStack, shell: Shell, machine: Machine) -> Agent:
     def alive() -> None:
         if machine.ended() is not None:
             raise ConnectionLostError("the emulated host is dead")
 
-    deadline = Deadline(20.0, "the agent to answer")
-    agent = Agent(shell.tunnel(AGENT_PORT, deadline), alive)
-    stack.callback(agent.close)
-    agent.hello()
-    return agent
-
-
-@contextmanager
-def short_directory() -> Iterator[Path]:
-    """A private directory with a path short enough for Unix sockets, removed at the end."""
-    path = Path(tempfile.mkdtemp(prefix=f"hostfault-{os.getpid()}-", dir=SHORT))
-    try:
-        yield path
-    finally:
-        _remove(path)
-
-
-def sweep_short_directories() -> None:
-    """Remove those of runs that were killed, known by the process id in their name."""
-    for path in SHORT.glob("hostfault-*-*"):
-        owner = path.name.split("-")[1]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    """Remove a tree; not with shutil, which is recursive: a guest decides how deep its share is."""
-    run_tool(["rm", "-rf", "--", str(path)], what=f"removing {path}")
+    Agent(machine.agent, alive, timeout=patience).hello()
+    return Agent(machine.agent, alive)

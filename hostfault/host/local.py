@@ -1,101 +1,110 @@
-"""A local host: guests run on this machine's own KVM, each test in a freshly booted one."""
+"""A local host: guests run on this machine's own KVM, each case in a freshly booted one."""
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import hostfault
-from hostfault.backing import virtiofs_dax
+from hostfault.backing import BACKINGS, Backing, Python
+from hostfault.case.folder import AGENT_LOG, GUEST_QMP
 from hostfault.case.model import GuestImage, Kernel, Qemu, Scenario
-from hostfault.guest import boot as guest_machine
-from hostfault.host.emulated import short_directory
+from hostfault.guest import boot
 from hostfault.host.qemu import environment_of
 from hostfault.host.testbed import (
     ATTEMPTS,
-    Place,
-    Say,
+    Added,
+    GuestLaunch,
     Stopwatch,
+    Testbed,
     boot_guest,
     mount_backing,
-    reach_guest,
 )
+from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import DeadlineError, HostfaultError
 from hostfault.plumbing.process import spawn
+from hostfault.plumbing.short_directory import short_directory
 from hostfault.plumbing.ssh_keys import Identity
 from hostfault.remote.agent import Agent
 from hostfault.remote.qmp import Recorder
+from hostfault.remote.ssh import connect
+
+log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class LocalHost:
-    """Starts an agent, the back-end and a guest for each test, and ends them after it."""
+    """Starts an agent, the backing and a guest for each case, and ends them after it."""
 
     qemu: Qemu
-    kernel: Kernel
-    image: GuestImage
+    kernel: Kernel  # of the guest
+    image_for: Callable[[Backing], GuestImage]
     identity: Identity
-    say: Say
-    kind: str = "local"
+    added: Added
 
     @contextmanager
-    def place(self, scenario: Scenario, folder: Path) -> Iterator[Place]:
+    def testbed(self, scenario: Scenario, folder: Path) -> Iterator[Testbed]:
         """A freshly booted guest."""
         with ExitStack() as stack:
             yield self._boot_or_try_again(stack, scenario, folder)
 
-    def _boot_or_try_again(self, stack: ExitStack, scenario: Scenario, folder: Path) -> Place:
+    def _boot_or_try_again(self, stack: ExitStack, scenario: Scenario, folder: Path) -> Testbed:
         """Boot; a guest that dies at its start is tried again, one that hangs is not."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with ExitStack() as inner:
-                    place = self._boot(inner, scenario, folder)
+                    testbed = self._boot(inner, scenario, folder)
                     stack.push(inner.pop_all())
             except HostfaultError as error:
                 if attempt == ATTEMPTS or isinstance(error, DeadlineError):
                     raise
-                self.say(f"the guest did not come up, trying again ({error})")
+                log.info("the guest did not come up, trying again (%s)", error)
             else:
-                return place
+                return testbed
         raise AssertionError("unreachable")
 
-    def _boot(self, stack: ExitStack, scenario: Scenario, folder: Path) -> Place:
-        phases: dict[str, float] = {}
-        watch = Stopwatch(phases)
+    def _boot(self, stack: ExitStack, scenario: Scenario, folder: Path) -> Testbed:
+        watch = Stopwatch()
+        backing = BACKINGS[scenario.backing]
+        backing.require(self.qemu, environment_of(self.qemu))
         directory = stack.enter_context(short_directory())
-        run = f"{directory}/run"
-        agent = stack.enter_context(local_agent(Path(run), folder))
-        virtiofs_dax.start(agent, run, [sys.executable], _python_env())
-        recorder = stack.enter_context(Recorder("guest QMP", folder / "guest-qmp.jsonl"))
-        argv = self._guest_command(scenario, directory)
-        env = environment_of(self.qemu)
-        self.say(f"booting a guest on this machine's KVM, kernel {self.kernel.release}")
-        boot_guest(agent, argv, env, recorder, directory / "guest-qmp", self.say)
+        agent = stack.enter_context(local_agent(directory / "run", folder))
+        backing.start(agent, f"{directory}/run", OUR_PYTHON)
+        recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
+        argv = self._guest_command(scenario, backing, directory)
+        launch = GuestLaunch(argv, environment_of(self.qemu), directory / "guest-qmp")
+        log.info("booting a guest on this machine's KVM, kernel %s", self.kernel.release)
+        boot_guest(agent, backing, launch, recorder)
         watch.lap("guest boot")
-        guest = reach_guest(directory / "guest-ssh", self.identity, self.say)
+        log.info("waiting for SSH of the guest")
+        deadline = Deadline(60.0, "SSH of the guest")
+        guest = connect("guest", directory / "guest-ssh", self.identity, deadline)
         stack.callback(guest.close)
         watch.lap("guest ssh")
-        mount_backing(agent, guest, self.say)
+        mount_backing(agent, backing, guest)
         watch.lap("backend ready")
-        return Place(agent, recorder, guest, None, phases)
+        return Testbed(backing, agent, recorder, guest, watch=watch)
 
-    def _guest_command(self, scenario: Scenario, directory: Path) -> list[str]:
-        spec = guest_machine.GuestSpec(
+    def _guest_command(self, scenario: Scenario, backing: Backing, directory: Path) -> list[str]:
+        spec = boot.GuestSpec(
             qemu=self.qemu.argv,
             kernel=str(self.kernel.image),
-            initramfs=str(self.image.initramfs),
+            initramfs=str(self.image_for(backing).initramfs),
             directory=f"{directory}/run",
             qmp=f"socket,path={directory}/guest-qmp,server=on,wait=off",
             ssh_forward=f"unix:{directory}/guest-ssh-:22",
-            devices=tuple(virtiofs_dax.device(f"{directory}/run")),
+            backing=backing.qemu_options(f"{directory}/run"),
+            append=boot.command_line(scenario, backing, self.added.guest_append),
+            more=self.added.qemu_options,
         )
-        return guest_machine.command(spec, scenario)
+        return boot.command(spec, scenario.vcpus)
 
 
 @contextmanager
@@ -103,16 +112,15 @@ def local_agent(directory: Path, folder: Path) -> Iterator[Agent]:
     """An agent on this machine; when it loses us it ends its children and removes its directory."""
     ours, theirs = socket.socketpair()
     argv = [
-        *(sys.executable, "-m", "hostfault.agent"),
+        *(*OUR_PYTHON.argv, "-m", "hostfault.agent"),
         *("--directory", str(directory), "--stdio", str(theirs.fileno())),
     ]
-    env = {**os.environ, **_python_env()}
     with (
         ours,
         spawn(
             argv,
-            log=folder / "agent.log",
-            env=env,
+            log=folder / AGENT_LOG,
+            env=OUR_PYTHON.env,
             pass_fds=(theirs.fileno(),),
             grace=15.0,
             death_signal="TERM",  # its counts in the kernel outlive it unless it removes them
@@ -135,8 +143,11 @@ def _wait_for_clean_end(child: subprocess.Popen[bytes]) -> None:
         raise HostfaultError("the agent did not end its children within 30 s") from error
 
 
-def _python_env() -> dict[str, str]:
-    return {
+# -P: no module of the directory that somebody calls us in, such as a kernel tree under bisection.
+OUR_PYTHON = Python(
+    (sys.executable, "-P"),
+    {
         "PATH": os.environ.get("PATH", os.defpath),
         "PYTHONPATH": str(Path(hostfault.__file__).parent.parent),
-    }
+    },
+)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
+from hostfault.case.folder import HOST_QEMU_LOG, HOST_QMP, HOST_SERIAL
 from hostfault.case.model import Ended, HostImage, Kernel, Qemu
 from hostfault.host.qemu import environment_of
 from hostfault.plumbing.deadline import Deadline, poll
@@ -21,7 +22,7 @@ MEMORY = 1024  # MiB
 VCPUS = 2  # one halves the guest's speed
 QMP_PORT = 4444  # in the host: the guest's QEMU listens for the harness
 GUEST_SSH_PORT = 10022  # in the host: forwarded to port 22 of the guest
-AGENT_PORT = 7000  # in the host, loopback only
+AGENT_PORT = "org.hostfault.agent"  # name of the virtio-serial port; images/host/second-init
 READY = "HOSTFAULT-HOST READY"
 REFUSAL = "HOSTFAULT-ERROR"  # in the lines in which its init says why it ends (images/host/init)
 SERIAL_TAIL = 20000  # bytes: a panic with its backtraces
@@ -49,8 +50,9 @@ class MachineSpec:
     kernel: Kernel
     initramfs: Path
     accelerator: str  # "tcg" or "kvm"
+    append: tuple[str, ...] = ()  # words that a person added to the kernel's command line
 
-    def command(self, sockets: Sockets, serial: Path, qmp_fd: int) -> list[str]:
+    def command(self, sockets: Sockets, serial: Path, qmp_fd: int, agent_fd: int) -> list[str]:
         """The command line, up to what decides whether it boots or loads."""
         forwards = (
             f"hostfwd=unix:{sockets.host_ssh}-:22",
@@ -65,7 +67,7 @@ class MachineSpec:
             *("-cpu", TCG_CPU if self.accelerator == "tcg" else "host"),
             *("-smp", str(VCPUS), "-m", str(MEMORY)),
             *("-kernel", str(self.kernel.image), "-initrd", str(self.initramfs)),
-            *("-append", COMMAND_LINE),
+            *("-append", " ".join((COMMAND_LINE, *self.append))),
             *("-drive", f"file={self.image.disk},if=none,id=root,format=raw,readonly=on"),
             *("-device", "virtio-blk-pci,drive=root"),
             *("-netdev", ",".join(("user,id=net,restrict=on", *forwards))),
@@ -74,6 +76,8 @@ class MachineSpec:
             *("-chardev", f"file,id=serial,path={serial},append=on", "-serial", "chardev:serial"),
             *("-chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off"),
             *("-mon", "chardev=qmp,mode=control"),
+            *("-chardev", f"socket,id=agent,fd={agent_fd}", "-device", "virtio-serial-pci"),
+            *("-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),
             *("-display", "none", "-no-reboot", "-S"),
         ]
 
@@ -113,9 +117,17 @@ class Serial:
 class Machine:
     """A running machine; get one from :func:`start`."""
 
-    def __init__(self, child: Popen[bytes], recorder: Recorder, serial: Serial, log: Path) -> None:
+    def __init__(
+        self,
+        child: Popen[bytes],
+        recorder: Recorder,
+        serial: Serial,
+        log: Path,
+        agent: socket.socket,
+    ) -> None:
         self._child = child
         self.recorder = recorder
+        self.agent = agent  # the stream to the agent in the machine
         self._serial = serial
         self._log = log
 
@@ -222,12 +234,15 @@ def start(spec: MachineSpec, directory: Path, folder: Path, *, incoming: bool) -
     :class:`LaunchError` if QEMU dies at once.
     """
     sockets = Sockets.below(directory)
-    serial = Serial(folder / "host-serial.log")
-    log = folder / "host-qemu.log"
+    serial = Serial(folder / HOST_SERIAL)
+    log = folder / HOST_QEMU_LOG
     with ExitStack() as stack:
-        recorder = stack.enter_context(Recorder("host QMP", folder / "host-qmp.jsonl", host=True))
+        recorder = stack.enter_context(Recorder("host QMP", folder / HOST_QMP, host=True))
         listener = stack.enter_context(_listen(sockets.host_qmp))
-        argv = spec.command(sockets, serial.path, listener.fileno())
+        ours, theirs = socket.socketpair()
+        stack.enter_context(ours)
+        stack.enter_context(theirs)
+        argv = spec.command(sockets, serial.path, listener.fileno(), theirs.fileno())
         if incoming:
             argv += ["-incoming", "defer"]
         child = stack.enter_context(
@@ -235,12 +250,13 @@ def start(spec: MachineSpec, directory: Path, folder: Path, *, incoming: bool) -
                 argv,
                 log=log,
                 env=environment_of(spec.qemu),
-                pass_fds=(listener.fileno(),),
+                pass_fds=(listener.fileno(), theirs.fileno()),
                 grace=0.0,
             )
         )
         listener.close()
-        machine = Machine(child, recorder, serial, log)
+        theirs.close()
+        machine = Machine(child, recorder, serial, log, ours)
         deadline = Deadline(20.0, "QMP of the emulated host")
         recorder.connect(sockets.host_qmp, deadline, machine.check_alive)
         yield machine

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from hostfault.agent.tracing import TRACEFS, Tracer, instance_name
 from hostfault.case.model import GuestImage, Kernel, Qemu
 from hostfault.guest.boot import COMMAND_LINE, READY
-from hostfault.host.emulated import short_directory
 from hostfault.host.qemu import environment_of
 from hostfault.plumbing.cache import Cache, key_of
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import DeadlineError, HostfaultError, LaunchError
 from hostfault.plumbing.process import spawn, tail
+from hostfault.plumbing.short_directory import short_directory
 from hostfault.remote.qmp import Recorder
 
 DEVICE = Path("/dev/kvm")
+NESTED = (
+    Path("/sys/module/kvm_intel/parameters/nested"),
+    Path("/sys/module/kvm_amd/parameters/nested"),
+)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 LOG = 1 << 16  # bytes that hold the whole of QEMU's log: its command and one dump of registers
 PATIENCE = 60.0  # seconds for a guest to boot; real hardware takes two
@@ -78,6 +82,11 @@ def why_no_tracing(tracefs: Path = TRACEFS) -> str:
     finally:
         tracer.stop()
     return ""
+
+
+def nesting_allowed(parameters: Sequence[Path] = NESTED) -> bool:
+    """Whether this machine's KVM lets a guest be a KVM host."""
+    return any(path.exists() and path.read_text().strip() in ("1", "Y") for path in parameters)
 
 
 def _record(place: Path, qemu: Qemu, kernel: Kernel, image: GuestImage) -> None:

@@ -1,4 +1,4 @@
-"""QEMU: which one, how to start it, and what it can do."""
+"""QEMU: which one, and how to start it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from pathlib import Path
 
 from hostfault.case.model import HostImage, Qemu
 from hostfault.image.programs import loader_argv
-from hostfault.plumbing.errors import LaunchError, MissingCapabilityError, UsageError
+from hostfault.plumbing.errors import LaunchError, UsageError
 from hostfault.plumbing.process import run
 
 PROGRAM = "qemu-system-x86_64"
-SHARED_MEMORY_DEVICE = "vhost-user-test-device-pci"
-OLDEST_WITH_SHARED_MEMORY = (11, 1)
 _START_PATIENCE = 30.0  # seconds for a QEMU that only prints something
 _VERSION = re.compile(r"QEMU emulator version (\d+(?:\.\d+)*)")
 
@@ -74,30 +72,3 @@ def _version(qemu: Qemu) -> str:
     if match is None:
         raise LaunchError("QEMU names no version: is this QEMU? It", line, 0, said)
     return match[1]
-
-
-def require_shared_memory_device(qemu: Qemu) -> None:
-    """Raise :class:`MissingCapabilityError` unless this QEMU can give a back-end a DAX window.
-
-    VIRTIO shared memory regions came to vhost-user with 11.1; the generic device that hands
-    them to any back-end is missing where QEMU was built without it.
-    """
-    wanted = ".".join(map(str, OLDEST_WITH_SHARED_MEMORY))
-    if tuple(map(int, qemu.version.split("."))) < OLDEST_WITH_SHARED_MEMORY:
-        raise MissingCapabilityError(
-            "shared-memory-device",
-            f"QEMU {qemu.version} ({qemu.argv[0]}) is too old for virtiofs DAX: use --qemu "
-            f"image, or a QEMU of {wanted} or newer",
-        )
-    devices = run(
-        [*qemu.argv, "-device", "help"],
-        what="QEMU",
-        timeout=_START_PATIENCE,
-        env=environment_of(qemu),
-    )
-    if f'"{SHARED_MEMORY_DEVICE}"' not in devices:
-        raise MissingCapabilityError(
-            "shared-memory-device",
-            f"QEMU {qemu.version} ({qemu.argv[0]}) was built without {SHARED_MEMORY_DEVICE}: "
-            f"use --qemu image",
-        )

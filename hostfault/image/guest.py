@@ -20,9 +20,9 @@ from hostfault.plumbing.ssh_keys import Identity
 
 log = logging.getLogger(__name__)
 
-PROBE_SOURCE = IMAGES / "probe" / "probe.c"
+PROBE_SOURCES = IMAGES / "probe"
 CROWD_SOURCE = IMAGES / "probe" / "crowd.c"  # of the error-table study
-GUEST_MODULES = ("virtio_pci", "virtio_net", "pvpanic-pci", "virtiofs")
+GUEST_MODULES = ("virtio_pci", "virtio_net", "pvpanic-pci")
 _FOLDERS = ("proc", "sys", "dev", "run", "tmp", "mnt", "root", "sbin", "lib64")
 _LAYOUT = "1"  # change it when this module puts other things into the tree
 
@@ -76,26 +76,36 @@ def guest_image(
 
 
 def build_probe(cache: Cache) -> Path:
-    """The probe, compiled statically by this machine's gcc."""
-    return build_program(cache, PROBE_SOURCE)
+    """The probe with all of its accesses, compiled statically by this machine's gcc."""
+    return _compile(cache, "probe", _probe_sources(), [PROBE_SOURCES / "probe.h"])
 
 
 def build_program(cache: Cache, source: Path) -> Path:
     """A program of one C file, compiled statically by this machine's gcc; named as the file is."""
+    return _compile(cache, source.stem, [source], [])
+
+
+def _compile(cache: Cache, name: str, sources: Sequence[Path], headers: Sequence[Path]) -> Path:
     compiler = run_tool(["gcc", "--version"], what="gcc").splitlines()[0]
     line = ["gcc", "-static", "-O1", "-Wall", "-Wextra"]
-    name = source.stem
 
     def build(place: Path) -> None:
-        run_tool([*line, "-o", str(place / name), str(source)], what=f"compiling {source.name}")
+        words = [*line, "-o", str(place / name), *map(str, sources)]
+        run_tool(words, what=f"compiling {name}")
 
-    key = key_of({"source": source, "compiler": compiler, "line": " ".join(line)})
+    files = {f"source {each.name}": each for each in (*sources, *headers)}
+    key = key_of({"compiler": compiler, "line": " ".join(line), **files})
     return cache.obtain(name, key, build) / name
 
 
+def _probe_sources() -> list[Path]:
+    return [PROBE_SOURCES / "probe.c", *sorted((PROBE_SOURCES / "access").glob("*.c"))]
+
+
 def probe_source_hash() -> str:
-    """The sha256 of the probe's source, which tells observations of different probes apart."""
-    return hashlib.sha256(PROBE_SOURCE.read_bytes()).hexdigest()
+    """The sha256 of the probe's sources, which tells observations of different probes apart."""
+    texts = [path.read_bytes() for path in (*_probe_sources(), PROBE_SOURCES / "probe.h")]
+    return hashlib.sha256(b"".join(texts)).hexdigest()
 
 
 def _add_dropbear(tree: Path, root: Path) -> None:

@@ -28,7 +28,7 @@ from hostfault.plumbing.ssh_keys import Identity
 log = logging.getLogger(__name__)
 
 SUITE = "trixie"
-HOST_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "pvpanic-pci")
+HOST_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "pvpanic-pci")
 CPU_FLAGS = {"kvm-amd": "svm", "kvm-intel": "vmx"}  # what makes a CPU fit for a module
 SCRATCH = 2 << 30  # bytes of the disk left free for the run; holes on our own disk
 BUILD_PATIENCE = 1800.0  # seconds for mmdebstrap, on a slow network

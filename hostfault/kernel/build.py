@@ -20,7 +20,7 @@ from hostfault.kernel import configuration
 from hostfault.kernel import series as patch_series
 from hostfault.kernel.buildroot import build_root, suite_for
 from hostfault.kernel.catalog import CatalogEntry, load
-from hostfault.kernel.choose import FORMS, Form, packaged
+from hostfault.kernel.choose import packaged
 from hostfault.kernel.kvm_only import Base, build_kvm, replace_kvm
 from hostfault.kernel.packaged import MANIFEST, packaged_base, upstream_version
 from hostfault.kernel.source import (
@@ -34,10 +34,10 @@ from hostfault.kernel.source import (
     version_in,
     without_strangers,
 )
-from hostfault.kernel.versions import version_of
 from hostfault.kernel.whole import Tree, own_config, whole_kernel
 from hostfault.plumbing.cache import Cache, key_of
 from hostfault.plumbing.errors import SetupError, UsageError
+from hostfault.plumbing.versions import version_of
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +185,3 @@ def _kernel(text: str, base: Base, image: Path, modules: Path, identity: str) ->
         packaged=False,
         build_id=identity,
     )
-
-
-FORMS.append(Form(syntax="NAME+SERIES or tree:PATH", claims=is_built, resolve=resolve_built))

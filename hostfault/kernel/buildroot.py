@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hostfault.kernel.fetch import KEYRING, mirror
-from hostfault.kernel.versions import version_of
 from hostfault.plumbing.cache import Cache, key_of
-from hostfault.plumbing.errors import CacheMissError, LaunchError, SetupError
+from hostfault.plumbing.errors import CacheMissError, LaunchError, NoBuildRootError, SetupError
 from hostfault.plumbing.packages import find_tool, run_tool
 from hostfault.plumbing.process import spawn
 from hostfault.plumbing.project import IMAGES, read_list
+from hostfault.plumbing.versions import version_of
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +34,6 @@ _BAD_LINE = re.compile(
     r"|out of memory|memory exhausted|Cannot allocate memory"
 )
 _CONTEXT_LINE = re.compile(r"^\s+(?:\d+ )?\|")  # the source line and the caret below it
-
-
-class NoBuildRootError(SetupError):
-    """Bubblewrap may not make a root to build in on this machine."""
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ Understood are:
     a bzImage, and the directory ``lib/modules/RELEASE`` that belongs to it, or one that
     contains it, as ``make modules_install INSTALL_MOD_PATH=DIRECTORY`` leaves it
 
-Further forms register themselves in :data:`FORMS`.
+Further forms are listed in :data:`hostfault.kernel.FORMS`.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,16 +41,13 @@ class Form:
     resolve: Callable[[str, Cache], Kernel]
 
 
-FORMS: list[Form] = []
-
-
-def resolve(text: str, cache: Cache) -> Kernel:
+def resolve_as(text: str, cache: Cache, forms: Sequence[Form]) -> Kernel:
     """The kernel that ``text`` names.
 
     Raises :class:`UsageError` for a name that is unknown, a path that is no kernel, or one
     without modules; :class:`SetupError` if a packaged kernel cannot be had.
     """
-    for form in FORMS:
+    for form in forms:
         if form.claims(text):
             return form.resolve(text, cache)
     catalog = load()
@@ -60,7 +57,7 @@ def resolve(text: str, cache: Cache) -> Kernel:
         return _from_path(text)
     raise UsageError(
         f"there is no kernel {text!r}; known are {', '.join(catalog)}; "
-        f"or give {', '.join(['a path to a bzImage', *(form.syntax for form in FORMS)])}"
+        f"or give {', '.join(['a path to a bzImage', *(form.syntax for form in forms)])}"
     )
 
 

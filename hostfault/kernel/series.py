@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostfault.kernel.versions import Range, Version, range_of
 from hostfault.plumbing.errors import LaunchError, SetupError, UsageError
 from hostfault.plumbing.packages import run_tool
 from hostfault.plumbing.project import KERNELS
+from hostfault.plumbing.versions import Range, Version, range_of
 
 SERIES = KERNELS / "patches" / "series.toml"
 _TARGET = re.compile(r"^\+\+\+ b/(\S+)", re.MULTILINE)

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 
 import pytest
 
-from hostfault.case.model import Access, Fault, Scenario, Verdict, VerdictKind
-from hostfault.report.record import Record, failure
+from hostfault.access import ACCESSES
+from hostfault.backing import BACKINGS
+from hostfault.case.model import Scenario
+from hostfault.case.record import Record
+from hostfault.fault import FAULTS, require
+from hostfault.plumbing.errors import UsageError
+
+Case = Record
+"""A case that was run, judged and recorded; the test says what it had to be."""
 
 
 def each_case(
-    backing: str, *, faults: Iterable[Fault], async_pf: Collection[bool] = (True, False)
+    backing: str,
+    *,
+    faults: Iterable[str],
+    accesses: Iterable[str],
+    async_pf: Collection[bool] = (True, False),
 ) -> pytest.MarkDecorator:
-    """Run a test with ``scenario`` set to every combination, by load and by store.
+    """Run a test with ``scenario`` set to every combination.
 
-    ``async_pf`` is whether the guest may use asynchronous page faults.
+    ``async_pf`` is whether the guest may use asynchronous page faults. Raises
+    :class:`hostfault.plumbing.errors.UsageError` for a name that is unknown, and for a fault that
+    cannot happen to that backing.
     """
     scenarios = [
-        Scenario(backing, fault, access, apf)
+        Scenario(BACKINGS[backing].name, FAULTS[fault].name, ACCESSES[access].name, apf)
         for apf in async_pf
         for fault in faults
-        for access in Access
+        for access in accesses
     ]
+    for scenario in scenarios:
+        if reason := require(FAULTS[scenario.fault], BACKINGS[scenario.backing]):
+            raise UsageError(reason)
     return pytest.mark.parametrize("scenario", scenarios, ids=case_id)
 
 
@@ -39,47 +54,10 @@ def case_id(scenario: Scenario) -> str:
     return "-".join(parts)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A scenario that was run, judged and recorded; the test says what it had to be."""
-
-    record: Record
-
-    @property
-    def scenario(self) -> Scenario:
-        """What was run."""
-        return self.record.scenario
-
-    @property
-    def verdict(self) -> Verdict:
-        """What became of it."""
-        return self.record.run.verdict
-
-    def must_be_told(self) -> None:
-        """Fail unless somebody learnt of the error: the task, or under --accept vm the VMM."""
-        __tracebackhide__ = True
-        if not self.record.settings.accepts(self.verdict):
-            pytest.fail(failure(self.record), pytrace=False)
-
-    def must_be(self, kind: VerdictKind) -> None:
-        """Fail unless the verdict is exactly this one."""
-        __tracebackhide__ = True
-        if self.verdict.kind is not kind:
-            pytest.fail(f"expected {kind.value}, got {failure(self.record)}", pytrace=False)
-
-    def must_be_signal(self, number: int) -> None:
-        """Fail unless the task got that signal for its access."""
-        __tracebackhide__ = True
-        self.must_be(VerdictKind.TASK_ERROR)
-        outcome = self.record.run.observation.probe.outcome
-        if outcome is None or (outcome.kind, outcome.value) != ("signal", number):
-            pytest.fail(f"expected signal {number}, got {failure(self.record)}", pytrace=False)
-
-
-def group_by_machine(
+def group_by_snapshot(
     items: list[pytest.Item], scenario_of: Callable[[pytest.Item], Scenario | None]
 ) -> None:
-    """Reorder the tests with a scenario so that those that share a booted machine are neighbours.
+    """Reorder the tests with a scenario so that those that share a snapshot are neighbours.
 
     Everything else keeps its place.
     """

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import NoReturn
 
 import pytest
 
-from hostfault.plugin.capabilities import skip_or_fail
+from hostfault.case.capabilities import ALL
+from hostfault.case.record import LabFacts
 from hostfault.plugin.progress import Progress
 from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError, SetupError, UsageError
-from hostfault.run.interface import Lab, LabFacts
+from hostfault.run.runner import CaseRunner
 
 
 class LabKeeper:
     """The lab, what it stands on, or the trouble that it met."""
 
-    def __init__(self, make: Callable[[], Lab], progress: Progress) -> None:
+    def __init__(self, make: Callable[[], CaseRunner], progress: Progress) -> None:
         self._make = make
         self._progress = progress
         self._stack = ExitStack()
-        self._lab: Lab | None = None
+        self._lab: CaseRunner | None = None
         self._trouble: HostfaultError | None = None
         self._trouble_told = False
         self.facts: LabFacts | None = None
@@ -45,7 +47,7 @@ class LabKeeper:
         except OSError as error:
             self._trouble = SetupError(f"the set-up met an error of the system: {error}")
 
-    def ready(self) -> tuple[Lab, LabFacts]:
+    def ready(self) -> tuple[CaseRunner, LabFacts]:
         """The lab. Raises the trouble that it met: in full first, in one line from then on."""
         self.prepare()
         if self._trouble is not None:
@@ -77,3 +79,11 @@ def as_outcome(required: Collection[str]) -> Iterator[None]:
     except HostfaultError as error:
         text = f"harness trouble ({type(error).__name__}): {error}"
         raise pytest.fail.Exception(text, pytrace=False) from None
+
+
+def skip_or_fail(error: MissingCapabilityError, required: Collection[str]) -> NoReturn:
+    """Skip the running test, or fail it if the capability is required. Always raises."""
+    if error.capability in required or ALL in required:
+        text = f"--require {error.capability}: {error.reason}"
+        raise pytest.fail.Exception(text, pytrace=False) from None
+    raise pytest.skip.Exception(str(error)) from None

@@ -1,39 +1,13 @@
-"""What a person asked for on the command line, as one frozen dataclass."""
+"""The command-line options, and the settings that they amount to."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+import shlex
 
 import pytest
 
-from hostfault.case.model import Verdict, VerdictKind
-from hostfault.plugin.capabilities import check_names
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of a run; None means "find out": the lab resolves it."""
-
-    host: str = "auto"  # "auto" | "local" | "emulated"
-    host_kernel: str | None = None  # a name, a path, ...; None: the newest of the catalog
-    guest_kernel: str | None = None  # the same
-    qemu: str = "image"  # "image" | "system" | a path
-    accept: str = "vm"  # "vm": stopping the whole VM will do; "task": the task must be told
-    require: tuple[str, ...] = ()  # capabilities whose absence is an error
-    known_issues: bool = True  # whether kernels/known_issues.toml applies
-    artifacts: Path | None = None  # None: a new directory in .hostfault/runs
-    overwrite: bool = False  # whether `artifacts` may hold an earlier run
-    hide_passes: bool = False  # whether the table leaves out what is as it should be
-
-    def accepts(self, verdict: Verdict) -> bool:
-        """Whether a test whose host cannot back the page passes with that verdict.
-
-        ``ok`` passes too: then the host could back the page after all.
-        """
-        if verdict.kind is VerdictKind.VM_EXIT:
-            return self.accept == "vm"
-        return verdict.kind in (VerdictKind.TASK_ERROR, VerdictKind.OK)
+from hostfault.case.capabilities import check_names
+from hostfault.case.settings import Settings
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -88,6 +62,18 @@ def add_options(parser: pytest.Parser) -> None:
         action="store_true",
         help="let --artifacts hold an earlier run: the folders of tests that run are replaced",
     )
+    for option, what in (
+        ("--qemu-option", "the command line of the guest's QEMU"),
+        ("--guest-append", "the command line of the guest's kernel"),
+        ("--host-append", "the command line of an emulated host's kernel"),
+    ):
+        group.addoption(
+            option,
+            action="append",
+            default=[],
+            metavar="WORDS",
+            help=f"add words, split as a shell does, to {what}; may be repeated",
+        )
     group.addoption(
         "--hide-passes",
         action="store_true",
@@ -111,4 +97,12 @@ def from_config(config: pytest.Config) -> Settings:
         artifacts=config.invocation_params.dir / artifacts if artifacts else None,
         overwrite=config.getoption("--artifacts-overwrite"),
         hide_passes=config.getoption("--hide-passes"),
+        qemu_options=_words(config, "--qemu-option"),
+        guest_append=_words(config, "--guest-append"),
+        host_append=_words(config, "--host-append"),
     )
+
+
+def _words(config: pytest.Config, option: str) -> tuple[str, ...]:
+    """The words of an option that may be repeated."""
+    return tuple(word for each in config.getoption(option) for word in shlex.split(each))

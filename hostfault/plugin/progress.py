@@ -16,13 +16,14 @@ from contextlib import contextmanager, nullcontext
 import pytest
 
 from hostfault.plumbing.deadline import now
+from hostfault.plumbing.progress import heard_by
 
 REDRAW_SECONDS = 1.0
 REPEAT_SECONDS = 10.0
 
 
 class Progress:
-    """Where the lab says what it waits for.
+    """Shows what is logged while a lab works.
 
     Make it while pytest does not capture (pytest_configure does not).
     """
@@ -57,6 +58,12 @@ class Progress:
     def showing(self) -> Iterator[None]:
         """Show it for as long as the ``with`` block lasts; pytest must write nothing in it."""
         self._text, self._since = "", now()
+        with heard_by(self.say), self._drawing():
+            yield
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Redraw the line every second, on a terminal."""
         if self._terminal is None or not self._config.pluginmanager.hasplugin("terminalreporter"):
             yield
             return

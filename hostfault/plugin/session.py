@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 
 import pytest
 
-from hostfault.case.model import Scenario, to_json
-from hostfault.kernel import known_issues as known
-from hostfault.plugin.cases import Case, group_by_machine
+from hostfault.case import folder as files
+from hostfault.case.model import Scenario
+from hostfault.case.record import Record, UnmetError
+from hostfault.case.settings import Settings
+from hostfault.plugin.cases import Case, group_by_snapshot
 from hostfault.plugin.keeper import LabKeeper, as_outcome
-from hostfault.plugin.options import Settings, add_options, from_config
+from hostfault.plugin.options import add_options, from_config
 from hostfault.plugin.progress import Progress
 from hostfault.plugin.summary import (
     first_line,
@@ -30,25 +31,25 @@ from hostfault.plugin.summary import (
 )
 from hostfault.plumbing.errors import HostfaultError, SetupError, UsageError
 from hostfault.report import artifacts
-from hostfault.report.record import Record, properties, verdict_json
 from hostfault.report.table import Row, Tone
-from hostfault.run.interface import Lab, LabFacts, Run
+from hostfault.report.verdict_json import properties, verdict_json
+from hostfault.run.runner import CaseRunner
 
 
 class HookSpecs:
     """Hooks that this plugin calls."""
 
     @pytest.hookspec(firstresult=True)
-    def pytest_hostfault_lab(self, settings: Settings, say: Callable[[str], None]) -> Lab | None:
+    def pytest_hostfault_lab(self, settings: Settings) -> CaseRunner | None:
         """Make the lab that runs the scenarios; the first answer is taken."""
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_hostfault_lab(settings: Settings, say: Callable[[str], None]) -> Lab:
+def pytest_hostfault_lab(settings: Settings) -> CaseRunner:
     """The real lab; imported late, as most of the suite's own tests need none."""
-    from hostfault.run.lab import Lab as RealLab
+    from hostfault.run.lab import Lab
 
-    return RealLab(settings, say)
+    return Lab(settings)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -101,10 +102,8 @@ class HostfaultSession:
         self.progress = Progress(config)
         self.artifacts = artifacts.Artifacts(settings, config.rootpath)
         self.keeper = LabKeeper(
-            lambda: config.hook.pytest_hostfault_lab(settings=settings, say=self.progress.say),
-            self.progress,
+            lambda: config.hook.pytest_hostfault_lab(settings=settings), self.progress
         )
-        self.issues = known.load() if settings.known_issues else ()
         self._scenarios: dict[str, Scenario] = {}  # by node id, in the order of running
         self._records: dict[str, Record] = {}
         self._rows: dict[str, Row] = {}
@@ -116,8 +115,8 @@ class HostfaultSession:
     # --- the way of a session, in order ---
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Run tests of one booted machine one after the other."""
-        group_by_machine(items, scenario_of)
+        """Run tests of one snapshot one after the other."""
+        group_by_snapshot(items, scenario_of)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Remember what is to be run, for the summary of a run that is interrupted."""
@@ -138,6 +137,14 @@ class HostfaultSession:
         result = yield
         self._current = ""
         return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self) -> Generator[None, object, object]:
+        """Show what a verdict is not, and no traceback of ours."""
+        try:
+            return (yield)
+        except UnmetError as error:
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -193,36 +200,26 @@ class HostfaultSession:
 
     # --- what the fixtures need ---
 
-    def run(self, item: pytest.Item, lab: Lab, scenario: Scenario) -> Record:
-        """Run and record one scenario. Raises :class:`HostfaultError`."""
-        _, facts = self.keeper.ready()
+    def run(self, item: pytest.Item, lab: CaseRunner, scenario: Scenario) -> Record:
+        """Run one case and record it. Raises :class:`HostfaultError`."""
         folder = self.artifacts.folder(item.name)
         try:
             with self.progress.showing():
-                run = lab.run(scenario, folder)
+                record = lab.run(item.nodeid, scenario, folder)
         except HostfaultError as error:
             with suppress(OSError):
-                (folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n")
+                (folder / files.ERROR).write_text(f"{type(error).__name__}: {error}\n")
             raise
-        record = self._record(item.nodeid, scenario, facts, run, folder)
+        self._records[item.nodeid] = record
         try:
-            artifacts.write_json(folder / "observation.json", to_json(run.observation))
-            artifacts.write_json(folder / "verdict.json", verdict_json(record))
+            artifacts.write_json(folder / files.VERDICT, verdict_json(record))
         except OSError as error:
             raise SetupError(f"cannot write the artifacts: {error}") from error
         return record
 
-    def _record(
-        self, test: str, scenario: Scenario, facts: LabFacts, run: Run, folder: Path
-    ) -> Record:
-        issue = known.match(self.issues, facts.host_kernel, scenario)
-        record = Record(test, scenario, facts, self.settings, run, issue, folder)
-        self._records[test] = record
-        return record
-
 
 @pytest.fixture
-def lab(pytestconfig: pytest.Config) -> Lab:
+def lab(pytestconfig: pytest.Config) -> CaseRunner:
     """The session's lab, opened for the first test that needs it."""
     session = _session(pytestconfig)
     with as_outcome(session.settings.require):
@@ -232,7 +229,7 @@ def lab(pytestconfig: pytest.Config) -> Lab:
 
 @pytest.fixture
 def case(
-    request: pytest.FixtureRequest, pytestconfig: pytest.Config, lab: Lab, scenario: Scenario
+    request: pytest.FixtureRequest, pytestconfig: pytest.Config, lab: CaseRunner, scenario: Scenario
 ) -> Case:
     """The test's ``scenario``, run and judged; the artifacts are written."""
     session = _session(pytestconfig)
@@ -240,7 +237,7 @@ def case(
         record = session.run(request.node, lab, scenario)
     request.node.user_properties += properties(record)
     _expect_the_known(request.node, record)
-    return Case(record)
+    return record
 
 
 def _expect_the_known(item: pytest.Item, record: Record) -> None:
@@ -250,7 +247,7 @@ def _expect_the_known(item: pytest.Item, record: Record) -> None:
     """
     if record.issue is None:
         return
-    if record.is_known or record.settings.accepts(record.run.verdict):
+    if record.is_known or record.is_accepted:
         item.add_marker(pytest.mark.xfail(strict=True, reason=record.issue.reason))
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hostfault.report.record import Record
+from hostfault.case.record import LabFacts, Record
 from hostfault.report.table import Row, Tone, header, render
-from hostfault.run.interface import LabFacts
 
 COLOURS: dict[Tone, dict[str, bool]] = {
     "good": {"green": True},
@@ -21,13 +20,13 @@ COLOURS: dict[Tone, dict[str, bool]] = {
 
 def row_of(report: pytest.TestReport, record: Record) -> Row:
     """The row of a test that came to a verdict, from the report of its call."""
-    verdict = record.run.verdict
+    verdict = record.verdict
     tone: Tone = "good" if report.passed else "bad"
     remark = ""
     if record.issue is not None and record.settings.known_issues:
         if hasattr(report, "wasxfail") and report.skipped:
             tone, remark = "known", f"known issue: {record.issue.id}"
-        elif report.failed and record.settings.accepts(verdict):
+        elif report.failed and record.is_accepted:
             remark = f"passes in spite of known issue: {record.issue.id}"
     return Row(record.scenario, verdict.kind.value.upper(), verdict.summary, tone, remark)
 

@@ -5,7 +5,10 @@
     HostfaultError              harness trouble; never a verdict (pytest: error, bisect: 125)
     |-- UsageError              the person asked for what does not exist: list what does
     |-- SetupError              a kernel, an image or a package could not be had: mend the machine
-    |   `-- CacheMissError      ... because it is not in the cache and there is no network
+    |   |-- CacheMissError      ... because it is not in the cache and there is no network
+    |   `-- NoBuildRootError    ... because bubblewrap may not make a root to build in
+    |-- UntestableError         a commit does not build: another one may
+    |-- BrokenHarnessError      ... and so would every other one: a bisection must stop
     |-- MissingCapabilityError  this host cannot run that test: skip, or fail under --require
     |-- LaunchError             a program did not start or ended at once: read its last words
     |-- DeadlineError           a wait ended without what it waited for
@@ -13,9 +16,11 @@
     `-- ProtocolError           a peer said something that its protocol does not allow
 
 A program that ends, a guest that panics or a host that hangs *while it is being observed* is
-not an error: it is recorded in the observation and becomes a verdict.
+not an error: it is recorded in the observation and becomes a verdict. The programs that run inside
+the host (agent, daxfs) have exceptions of their own, which never leave them.
 """
 
+import shlex
 from collections.abc import Sequence
 
 
@@ -35,6 +40,18 @@ class CacheMissError(SetupError):
     """Something is not in the cache and could not be fetched."""
 
 
+class NoBuildRootError(SetupError):
+    """Bubblewrap may not make a root to build in on this machine."""
+
+
+class UntestableError(HostfaultError):
+    """The commit cannot be tested: it does not build."""
+
+
+class BrokenHarnessError(HostfaultError):
+    """The trouble is not this kernel's: every other one would meet it, too."""
+
+
 class MissingCapabilityError(HostfaultError):
     """The host cannot run the test: a skip, or an error under ``--require``."""
 
@@ -52,11 +69,9 @@ class LaunchError(HostfaultError):
     """
 
     def __init__(self, what: str, argv: Sequence[str], code: int | None, log_tail: str) -> None:
-        from hostfault.plumbing.process import shell_line
-
         ended = "did not start" if code is None else f"ended with code {code}"
         super().__init__(
-            f"{what} {ended}\n  command: {shell_line(argv)}\n  last words:\n{_indent(log_tail)}"
+            f"{what} {ended}\n  command: {shlex.join(argv)}\n  last words:\n{_indent(log_tail)}"
         )
         self.what = what
         self.argv = tuple(argv)

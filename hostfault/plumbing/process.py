@@ -86,6 +86,24 @@ def run(
     return out
 
 
+def call(argv: Sequence[str], *, what: str, cwd: Path | None = None) -> int:
+    """Run a program to its end, whose output people see as it comes; returns its exit code.
+
+    Its process group ends as that of :func:`run`. Raises :class:`LaunchError` if it is missing.
+    """
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            list(argv), cwd=cwd, stdin=subprocess.DEVNULL, text=True, start_new_session=True
+        )
+
+    try:
+        with _guarded(start, RUN_GRACE) as child:
+            return child.wait()
+    except OSError as error:
+        raise LaunchError(what, argv, None, str(error)) from error
+
+
 @contextmanager
 def _guarded(
     start: Callable[[], subprocess.Popen[str]], grace: float

@@ -30,16 +30,20 @@ class Identity:
     client_public: str  # the line for authorized_keys
     host_key: Path  # private, in dropbear's format
     host_public: str  # "ssh-ed25519 AAAA...": what a server must prove to be
+    client_key_dropbear: Path  # the client's private key again, in dropbear's format: for dbclient
+    known_hosts: Path  # for dbclient on a host, to whom the guest is 127.0.0.1
 
 
 def identity(cache: Cache) -> Identity:
     """The keys of this cache, made on first use."""
-    place = cache.obtain("identity", key_of({"format": "1"}), _make)
+    place = cache.obtain("identity", key_of({"format": "2"}), _make)
     return Identity(
         client_key=place / "client_key",
         client_public=(place / "client_key.pub").read_text().strip(),
         host_key=place / "host_key",
         host_public=(place / "host_key.pub").read_text().strip(),
+        client_key_dropbear=place / "client_key.dropbear",
+        known_hosts=place / "known_hosts",
     )
 
 
@@ -50,8 +54,10 @@ def _make(place: Path) -> None:
         client.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
     )
     _secret(place / "host_key", dropbear_key(host))
+    _secret(place / "client_key.dropbear", dropbear_key(client))
     (place / "client_key.pub").write_text(f"{_public_line(client)} hostfault\n")
     (place / "host_key.pub").write_text(f"{_public_line(host)}\n")
+    (place / "known_hosts").write_text(f"127.0.0.1 {_public_line(host)}\n")
 
 
 def dropbear_key(key: Ed25519PrivateKey) -> bytes:

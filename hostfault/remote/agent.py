@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, ProtocolError
+from hostfault.remote.shell import Stream
 
 SLICE = 0.3  # seconds between two looks at whether the host still lives
-
-
-class Stream(Protocol):
-    """What a socket and an SSH channel have in common."""
-
-    def settimeout(self, timeout: float | None, /) -> None: ...  # noqa: D102
-    def sendall(self, data: bytes, /) -> None: ...  # noqa: D102
-    def recv(self, size: int, /) -> bytes: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
 
 
 class Agent:
@@ -67,8 +59,58 @@ class Agent:
         part = self._ask("read", path=path, offset=offset, limit=limit)
         return part["text"].encode("latin-1").decode(errors="replace"), int(part["next"])
 
-    def make_file(self, path: str, fill: Sequence[int], page_size: int) -> None:
-        """Write a file in which page N is full of the byte ``fill[N]``."""
+    def mount(self, path: str, size: int) -> bool:
+        """Mount a tmpfs of ``size`` bytes of the agent's own; False if it may not."""
+        return bool(self._ask("mount", path=path, size=size))
+
+    def fill(self, path: str) -> None:
+        """Fill the file system of a file to its last page; one of :meth:`mount`'s only."""
+        self._ask("fill", path=path)
+
+    def make_room(self, path: str) -> None:
+        """Undo :meth:`fill`."""
+        self._ask("make_room", path=path)
+
+    def file_system(self, path: str) -> str:
+        """The type of the file system that a file lies on which was made or adopted."""
+        return str(self._ask("file_system", path=path))
+
+    def open(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> int:
+        """Start a program on the host that one talks with. Returns its pid."""
+        return int(self._ask("open", name=name, argv=list(argv), env=dict(env)))
+
+    def say(self, name: str, data: bytes) -> None:
+        """Write to the standard input of a program that was opened."""
+        self._ask("say", name=name, text=data.decode("latin-1"))
+
+    def hear(self, name: str, seconds: float) -> bytes | None:
+        """What it has said, awaited for ``seconds`` at most; None once it has said its last."""
+        said = self._ask("hear", name=name, seconds=seconds)
+        return None if said is None else str(said).encode("latin-1")
+
+    def hang_up(self, name: str) -> None:
+        """End a program that was opened."""
+        self._ask("hang_up", name=name)
+
+    def mapped_at(self, name: str, address: int) -> tuple[str, int] | None:
+        """File and offset that a child has mapped at an address of its own; None for no file."""
+        found = self._ask("mapped_at", name=name, address=address)
+        return None if found is None else (str(found[0]), int(found[1]))
+
+    def adopt(self, path: str) -> None:
+        """Act from now on, too, on a file that a child has made."""
+        self._ask("adopt", path=path)
+
+    def write_pages(self, path: str, at: int, fill: Sequence[int | None], page_size: int) -> None:
+        """Fill pages from offset ``at`` on; None punches a hole."""
+        self._ask("write_pages", path=path, at=at, fill=list(fill), page_size=page_size)
+
+    def allocate(self, path: str, at: int, length: int) -> None:
+        """Give a range of a file its pages, as zeroes where there were none."""
+        self._ask("allocate", path=path, at=at, length=length)
+
+    def make_file(self, path: str, fill: Sequence[int | None], page_size: int) -> None:
+        """Write a file in which page N is full of the byte ``fill[N]``; None is a hole."""
         self._ask("make_file", path=path, fill=list(fill), page_size=page_size)
 
     def make_directory(self, path: str) -> None:

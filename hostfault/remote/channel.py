@@ -1,4 +1,4 @@
-"""The talk with a program in the guest: words to it, and steps from it as lines of JSON.
+"""A channel to a program in the guest: words to it, and steps from it as lines of JSON.
 
 The guest is untrusted: what it says is bounded, and a line that is no JSON object is no step.
 """
@@ -8,23 +8,22 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import paramiko
-
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
+from hostfault.remote.shell import Stream
 
 LIMIT = 256 * 1024  # bytes that a program may say
 
 
-class Talk:
+class Channel:
     """A program that runs in the guest; ``name`` is for messages.
 
     Every method raises :class:`ConnectionLostError` if the connection is gone.
     """
 
-    def __init__(self, name: str, channel: paramiko.Channel) -> None:
+    def __init__(self, name: str, stream: Stream) -> None:
         self._name = name
-        self._channel = channel
+        self._stream = stream
         self._said = b""
 
     @property
@@ -39,7 +38,7 @@ class Talk:
     def say(self, line: str) -> None:
         """Say one line to it."""
         try:
-            self._channel.sendall(f"{line}\n".encode())
+            self._stream.sendall(f"{line}\n".encode())
         except OSError as error:
             raise ConnectionLostError(f"the {self._name} is gone: {error}") from error
 
@@ -66,9 +65,9 @@ class Talk:
 
     def listen(self, seconds: float) -> bool:
         """Take in what comes within ``seconds``; False if it has said its last."""
-        self._channel.settimeout(max(0.001, seconds))
+        self._stream.settimeout(max(0.001, seconds))
         try:
-            data = self._channel.recv(65536)
+            data = self._stream.recv(65536)
         except TimeoutError:
             return True
         except OSError as error:
@@ -76,9 +75,13 @@ class Talk:
         self._said = (self._said + data)[:LIMIT]
         return bool(data)
 
-    def has_more(self) -> bool:
-        """Whether it has said something that was not taken in yet."""
-        return self._channel.recv_ready()
+    def drain(self) -> None:
+        """Take in what has come already."""
+        size = -1
+        while size != len(self._said):
+            size = len(self._said)
+            if not self.listen(0.0):
+                return
 
 
 def steps(text: str) -> list[dict[str, Any]]:

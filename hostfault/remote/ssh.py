@@ -8,7 +8,6 @@ import threading
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
@@ -16,6 +15,7 @@ import paramiko
 from hostfault.plumbing.deadline import Deadline, poll
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
 from hostfault.plumbing.ssh_keys import Identity
+from hostfault.remote.shell import Answer
 
 # What goes wrong is raised; paramiko prints a traceback for every banner that does not come.
 logging.getLogger("paramiko").propagate = False
@@ -25,16 +25,8 @@ OUTPUT_LIMIT = 1 << 20  # bytes of a command's output that are kept: the guest i
 NO_CODE = -1  # paramiko's exit code of a command that has told none
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a command said, and its exit code."""
-
-    code: int
-    text: str
-
-
-class Shell:
-    """A connection to one machine."""
+class SshShell:
+    """A connection of our own to one machine; see :class:`~hostfault.remote.shell.Shell`."""
 
     def __init__(self, name: str, transport: paramiko.Transport) -> None:
         self.name = name
@@ -78,16 +70,6 @@ class Shell:
                 channel.exec_command(command)
             return channel
 
-    def tunnel(self, port: int, deadline: Deadline) -> paramiko.Channel:
-        """A connection to a port on the far machine's loopback interface."""
-        with self._or_lost(f"no way to port {port}", deadline):
-            return self._transport.open_channel(
-                "direct-tcpip",
-                ("127.0.0.1", port),
-                ("127.0.0.1", 0),
-                timeout=_timeout(deadline),
-            )
-
     def close(self) -> None:
         """Hang up."""
         self._transport.close()
@@ -104,16 +86,16 @@ class Shell:
             ) from error
 
 
-def connect(name: str, path: Path, identity: Identity, deadline: Deadline) -> Shell:
+def connect(name: str, path: Path, identity: Identity, deadline: Deadline) -> SshShell:
     """Connect and log in as root; try again until the deadline.
 
     QEMU's user-mode network accepts before the far side listens, so a missing banner means
     "not yet". Raises :class:`~hostfault.plumbing.errors.DeadlineError`.
     """
 
-    def attempt() -> Shell | None:
+    def attempt() -> SshShell | None:
         try:
-            return Shell(name, _log_in(path, identity, deadline))
+            return SshShell(name, _log_in(path, identity, deadline))
         except (paramiko.SSHException, EOFError, OSError) as error:
             deadline.saw(f"{type(error).__name__}: {error}")
             return None

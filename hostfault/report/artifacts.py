@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hostfault.plugin.options import Settings
+from hostfault.case.settings import Settings
 from hostfault.plumbing.deadline import wall_clock
 from hostfault.plumbing.errors import SetupError, UsageError
 

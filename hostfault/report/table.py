@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hostfault.case.model import Scenario
-from hostfault.run.interface import LabFacts
+from hostfault.case.record import LabFacts
 
 Tone = Literal["good", "known", "bad", "plain"]
 
@@ -79,8 +79,8 @@ def _cells(row: Row) -> tuple[str, str, str, str, str]:
     scenario = row.scenario
     return (
         scenario.backing,
-        scenario.fault.value,
-        scenario.access.value,
+        scenario.fault,
+        scenario.access,
         "async-pf" if scenario.async_pf else "no-async-pf",
         row.word,
     )

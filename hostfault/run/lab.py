@@ -1,16 +1,19 @@
-"""The lab: everything of a run that tests share, and the one call that runs a case."""
+"""The lab: everything of a run that cases share, and the way of one case from beginning to end."""
 
 from __future__ import annotations
 
 import json
 import logging
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
+from hostfault.backing import BACKINGS, Backing
+from hostfault.case import folder as files
+from hostfault.case import known_issues
 from hostfault.case.model import (
     GuestImage,
     HostImage,
@@ -20,26 +23,25 @@ from hostfault.case.model import (
     Scenario,
     to_json,
 )
+from hostfault.case.record import LabFacts, Record
+from hostfault.case.settings import Settings
 from hostfault.case.verdict import final_verdict
-from hostfault.host.emulated import EmulatedHost, payload, sweep_short_directories
+from hostfault.host.choice import Choice, MachineFacts, choose, forced
+from hostfault.host.emulated import EmulatedHost, payload
 from hostfault.host.local import LocalHost
 from hostfault.host.outer_qemu import MachineSpec
-from hostfault.host.preflight import why_no_tracing, why_not
-from hostfault.host.qemu import find_qemu, require_shared_memory_device
-from hostfault.host.testbed import Host, Place, Stopwatch, keep_logs
+from hostfault.host.preflight import nesting_allowed, why_no_tracing, why_not
+from hostfault.host.qemu import environment_of, find_qemu
+from hostfault.host.testbed import Added, Host, Testbed, keep_logs
 from hostfault.image import guest_image, host_image, host_initramfs
 from hostfault.kernel import resolve
 from hostfault.kernel.catalog import newest
-from hostfault.plugin.options import Settings
 from hostfault.plumbing.cache import Cache, default_cache
-from hostfault.plumbing.deadline import now
-from hostfault.plumbing.errors import MissingCapabilityError, UsageError
+from hostfault.plumbing.short_directory import sweep_short_directories
 from hostfault.plumbing.ssh_keys import Identity, identity
-from hostfault.run.interface import LabFacts, Run
 from hostfault.run.observe import arm, observe
 
-Say = Callable[[str], None]
-NESTED = ("/sys/module/kvm_intel/parameters/nested", "/sys/module/kvm_amd/parameters/nested")
+log = logging.getLogger(__name__)
 
 # Bytes of each kind that the cache keeps, oldest out; a saved machine takes some 320 MB. What
 # is built from source has its limits in kernel/build.py, and there is one identity for ever.
@@ -60,17 +62,16 @@ CACHE_LIMITS = {
 class Lab:
     """Prepares kernels, images and the host once, then runs cases. A context manager."""
 
-    def __init__(self, settings: Settings, say: Say, cache: Cache | None = None) -> None:
+    def __init__(self, settings: Settings, cache: Cache | None = None) -> None:
         self._settings = settings
-        self._say = say
         self._cache = cache or default_cache()
         self._stack = ExitStack()
+        self._outer_machines: dict[str, MachineSpec] = {}  # by backing
 
     def __enter__(self) -> Lab:
         sweep_short_directories()
         self._stack.callback(self._cache.close)
         self._stack.callback(self._trim)
-        self._stack.enter_context(_builders_heard(self._say))
         return self
 
     def __exit__(
@@ -81,60 +82,110 @@ class Lab:
     ) -> None:
         self._stack.close()
 
+    def run(self, test: str, scenario: Scenario, folder: Path) -> Record:
+        """One case, from beginning to end; ``folder`` gets everything that was recorded.
+
+        Raises a :class:`~hostfault.plumbing.errors.HostfaultError` for harness trouble.
+        """
+        facts = self.facts()  # the host was chosen, see host/choice.py
+        with self.testbed(scenario, folder) as testbed:
+            log.info("arming the probe")
+            armed = arm(testbed, scenario)
+            testbed.watch.lap("arm")
+            log.info("watching the touch")
+            observation = observe(testbed, armed)  # injects the fault, gives the word, samples
+            testbed.watch.lap("touch to verdict")
+            _keep(observation, folder)
+            log.info("ending the guest")
+        testbed.watch.lap("tear-down")
+        return Record(
+            test=test,
+            facts=facts,
+            settings=self._settings,
+            observation=observation,
+            verdict=final_verdict(observation),
+            phases=testbed.watch.phases,
+            cached=testbed.cached,
+            issue=known_issues.match(self._issues, facts.host_kernel, scenario),
+            folder=folder,
+        )
+
+    @contextmanager
+    def testbed(self, scenario: Scenario, folder: Path) -> Iterator[Testbed]:
+        """A fresh guest for one case; its logs are in ``folder`` afterwards, however it went."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            testbed = stack.enter_context(self.host.testbed(scenario, folder))
+            stack.callback(keep_logs, testbed.agent, testbed.backing, folder)
+            yield testbed
+
     def facts(self) -> LabFacts:
         """What the run stands on; the first call may take minutes."""
         if self._settings.host_kernel:  # first what may be mistyped, then what takes minutes
-            resolved = self._host_kernel
-            self._say(f"the host kernel is {resolved.release}")
-        host, _ = self._host_and_reason
-        emulated = host.kind == "emulated"
+            log.info("the host kernel is %s", self._host_kernel.release)
+        emulated = self.choice.kind == "emulated"
+        if emulated:  # its kernels and images are had now, outside of any test's time
+            self._outer_machine(next(iter(BACKINGS)))
         return LabFacts(
-            host_kind=host.kind,
-            host_reason=self._host_and_reason[1],
+            host_kind=self.choice.kind,
+            host_reason=self.choice.reason,
             host_kernel=self._host_kernel if emulated else None,
             host_release=self._host_kernel.release if emulated else platform.release(),
             guest_kernel=self._guest_kernel,
             qemu=self._qemu,
         )
 
+    @cached_property
+    def choice(self) -> Choice:
+        """Which host, and why. May boot a guest on this machine's KVM to find out."""
+        if choice := forced(self._settings):
+            return choice
+        why_not_kvm = self._why_not_kvm
+        return choose(
+            self._settings, MachineFacts(why_not_kvm, "" if why_not_kvm else why_no_tracing())
+        )
+
+    @cached_property
     def host(self) -> Host:
-        """The host that cases run on; the first call may take minutes."""
-        return self._host_and_reason[0]
+        """The host that cases run on."""
+        added = Added(self._settings.qemu_options, self._settings.guest_append)
+        if self.choice.kind == "local":
+            return LocalHost(
+                self._qemu, self._guest_kernel, self._guest_image, self._identity, added
+            )
+        return EmulatedHost(self._outer_machine, self._identity, self._cache, added)
 
-    def run(self, scenario: Scenario, folder: Path) -> Run:
-        """Run one case; ``folder`` gets everything that was recorded.
+    def _outer_machine(self, backing: Backing) -> MachineSpec:
+        """The machine that an emulated host is; it carries the guest of a backing."""
+        if backing.name not in self._outer_machines:
+            self._outer_machines[backing.name] = self._make_outer_machine(backing)
+        return self._outer_machines[backing.name]
 
-        Raises a :class:`~hostfault.plumbing.errors.HostfaultError` for harness trouble.
-        """
-        with ExitStack() as stack:
-            place = stack.enter_context(self.place(scenario, folder))
-            watch = Stopwatch(place.phases)
-            self._say("arming the probe")
-            armed = arm(place, scenario)
-            watch.lap("arm")
-            self._say("watching the touch")
-            observation = observe(place, scenario, armed)
-            watch.lap("touch to verdict")
-            _keep_observation(observation, folder)
-            verdict = final_verdict(observation)
-            self._say("ending the guest")
-            ending = now()
-        phases = {**place.phases, "tear-down": now() - ending}
-        return Run(observation, verdict, phases, place.cached)
-
-    @contextmanager
-    def place(self, scenario: Scenario, folder: Path) -> Iterator[Place]:
-        """A fresh guest for one case; its logs are in ``folder`` afterwards, however it went."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            place = stack.enter_context(self._host_and_reason[0].place(scenario, folder))
-            stack.callback(keep_logs, place.agent, folder)
-            yield place
+    def _make_outer_machine(self, backing: Backing) -> MachineSpec:
+        backing.require(self._qemu, environment_of(self._qemu))
+        guest = self._guest_image(backing)
+        load = payload(self._guest_kernel.image, guest.initramfs, self._identity)
+        initramfs = host_initramfs(
+            self._cache, self._host_kernel, self._host_image, self._identity, load
+        )
+        accelerated = nesting_allowed() and not self._why_not_kvm
+        return MachineSpec(
+            qemu=self._qemu,
+            image=self._host_image,
+            kernel=self._host_kernel,
+            initramfs=initramfs,
+            accelerator="kvm" if accelerated else "tcg",
+            append=self._settings.host_append,
+        )
 
     def _trim(self) -> None:
         """Keep what grows with every change of the project or of a kernel within bounds."""
         for kind, limit in CACHE_LIMITS.items():
             self._cache.prune(kind, limit)
+
+    @cached_property
+    def _issues(self) -> tuple[known_issues.KnownIssue, ...]:
+        return known_issues.load() if self._settings.known_issues else ()
 
     @cached_property
     def _identity(self) -> Identity:
@@ -149,132 +200,45 @@ class Lab:
         return self._resolve(self._settings.guest_kernel)
 
     def _resolve(self, name: str | None) -> Kernel:
-        self._say(f"looking for kernel {name or newest()}")
+        log.info("looking for kernel %s", name or newest())
         return resolve(name or newest(), self._cache)
 
     @cached_property
     def _host_image(self) -> HostImage:
-        self._say("looking for the host image")
+        log.info("looking for the host image")
         return host_image(self._cache)
 
-    @cached_property
-    def _guest_image(self) -> GuestImage:
-        self._say("looking for the guest image")
-        return guest_image(self._cache, self._guest_kernel, self._host_image, self._identity)
+    def _guest_image(self, backing: Backing) -> GuestImage:
+        log.info("looking for the guest image")
+        return guest_image(
+            self._cache,
+            self._guest_kernel,
+            self._host_image,
+            self._identity,
+            backing.guest_modules,
+        )
 
     @cached_property
     def _qemu(self) -> Qemu:
         choice = self._settings.qemu
-        image = self._host_image if choice == "image" else None
-        qemu = find_qemu(choice, image)
-        require_shared_memory_device(qemu)
-        return qemu
-
-    @cached_property
-    def _host_and_reason(self) -> tuple[Host, str]:
-        wanted = self._settings.host
-        if wanted == "local" and self._settings.host_kernel:
-            raise UsageError(
-                "--host-kernel needs an emulated host: a local one runs the kernel that it runs. "
-                "Leave out --host local, or --host-kernel"
-            )
-        if "kvm" in self._settings.require and (wanted == "emulated" or self._settings.host_kernel):
-            raise UsageError(
-                "--require kvm wants this machine's own kernel to be tested: "
-                "leave out --host emulated and --host-kernel, or --require kvm"
-            )
-        if wanted == "emulated":
-            return self._emulated(), "asked for with --host emulated"
-        if self._settings.host_kernel:
-            return self._emulated(), "--host-kernel boots in one"
-        missing = self._missing_for_local()
-        if missing is None:
-            return self._local(), "a guest boots on /dev/kvm"
-        if wanted == "local" and missing.capability == "kvm":
-            raise UsageError(f"--host local: {missing.reason}; --host emulated needs no KVM")
-        if wanted == "local":
-            raise missing
-        if "kvm" in self._settings.require:
-            raise MissingCapabilityError("kvm", missing.reason)
-        return self._emulated(), missing.reason
-
-    def _missing_for_local(self) -> MissingCapabilityError | None:
-        """What this machine lacks to be a local host; None if it will do."""
-        if self._why_not_kvm:
-            return MissingCapabilityError("kvm", f"no usable /dev/kvm: {self._why_not_kvm}")
-        untraceable = why_no_tracing()
-        return MissingCapabilityError("tracing", untraceable) if untraceable else None
+        return find_qemu(choice, self._host_image if choice == "image" else None)
 
     @cached_property
     def _why_not_kvm(self) -> str:
-        self._say("trying to boot a guest on /dev/kvm")
-        return why_not(self._qemu, self._guest_kernel, self._guest_image, self._cache)
-
-    def _local(self) -> Host:
-        return LocalHost(
-            self._qemu, self._guest_kernel, self._guest_image, self._identity, self._say
-        )
-
-    def _emulated(self) -> Host:
-        if self._settings.qemu != "image":
-            raise UsageError(
-                "--qemu needs a local host: in an emulated host the QEMU of its image runs the "
-                "guests. Leave --qemu out, or use --host local"
-            )
-        load = payload(self._guest_kernel.image, self._guest_image.initramfs)
-        initramfs = host_initramfs(
-            self._cache, self._host_kernel, self._host_image, self._identity, load
-        )
-        spec = MachineSpec(
-            qemu=self._qemu,
-            image=self._host_image,
-            kernel=self._host_kernel,
-            initramfs=initramfs,
-            accelerator="kvm" if _nesting() and not self._why_not_kvm else "tcg",
-        )
-        return EmulatedHost(spec, self._identity, self._cache, self._say)
+        log.info("trying to boot a guest on /dev/kvm")
+        plainest = self._guest_image(next(iter(BACKINGS)))
+        return why_not(self._qemu, self._guest_kernel, plainest, self._cache)
 
 
-class _Heard(logging.Handler):
-    """Shows what the builders of kernels and images log."""
-
-    def __init__(self, say: Say) -> None:
-        super().__init__(logging.INFO)
-        self._say = say
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Show one message."""
-        self._say(record.getMessage())
-
-
-@contextmanager
-def _builders_heard(say: Say) -> Iterator[None]:
-    """Show what is logged below "hostfault" while the block lasts."""
-    logger, handler = logging.getLogger("hostfault"), _Heard(say)
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-        logger.removeHandler(handler)
-
-
-def _nesting() -> bool:
-    """Whether this machine's KVM lets a guest be a KVM host."""
-    paths = [Path(name) for name in NESTED]
-    return any(path.exists() and path.read_text().strip() in ("1", "Y") for path in paths)
-
-
-def _keep_observation(observation: Observation, folder: Path) -> None:
-    """Write what was seen into the test's folder."""
+def _keep(observation: Observation, folder: Path) -> None:
+    """Write what was seen into the test's folder; also if it proves nothing."""
     samples = [json.dumps(to_json(sample)) for sample in observation.samples]
     texts = {
-        "samples.jsonl": "\n".join(samples),
-        "registers.txt": observation.registers,
-        "host-kernel.log": observation.host_log,
-        "probe.jsonl": "\n".join(observation.probe.steps),
+        files.SAMPLES: "\n".join(samples),
+        files.REGISTERS: observation.registers,
+        files.HOST_KERNEL_LOG: observation.host_log,
+        files.PROBE: "\n".join(observation.probe.steps),
+        files.OBSERVATION: json.dumps(to_json(observation), indent=2, ensure_ascii=False) + "\n",
     }
     for name, text in texts.items():
         (folder / name).write_text(text)

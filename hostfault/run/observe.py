@@ -1,4 +1,4 @@
-"""Run one case in a place, and record everything until a verdict is proven."""
+"""Arm a case in a test bed, and record everything until a verdict is proven."""
 
 from __future__ import annotations
 
@@ -8,64 +8,84 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hostfault.backing import virtiofs_dax
+from hostfault.access import ACCESSES
+from hostfault.backing import NUMBER, PAGES
 from hostfault.case.model import (
-    PAGE_SIZE,
-    Access,
     Ended,
     Event,
     FrameFaults,
     Observation,
     Sample,
     Scenario,
+    Terms,
     Verdict,
 )
 from hostfault.case.verdict import judge
-from hostfault.guest import boot as guest_machine
-from hostfault.guest import probe
-from hostfault.host.testbed import Place
+from hostfault.fault import FAULTS, Scene, require
+from hostfault.guest import boot, probe
+from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline, now
-from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, MissingCapabilityError
-from hostfault.run import fault
+from hostfault.plumbing.errors import (
+    ConnectionLostError,
+    HostfaultError,
+    MissingCapabilityError,
+    UsageError,
+)
 
+PATTERN: tuple[int | None, ...] = tuple(
+    0x80 + page for page in range(PAGES)
+)  # a byte for each page
+STORED = 0x5A  # what an access that writes leaves; in no page's pattern
 PATIENCE = 30.0  # seconds from the touch until "nothing is proven" is an answer too
 INTERVAL = 0.05  # seconds between samples
 NEEDED_EVENTS = frozenset({"kvm_page_fault"})  # tracepoints without which nothing can be proven
-TAILS = (guest_machine.CONSOLE, f"{guest_machine.NAME}.log")
+TAILS = (boot.CONSOLE, f"{boot.NAME}.log")
 
 
 @dataclass(frozen=True)
 class Armed:
     """The proven state from which the fault may be injected."""
 
+    scenario: Scenario
+    terms: Terms
+    scene: Scene
     task: probe.Probe
     gfn: int  # the frame that the access will touch
 
 
-def arm(place: Place, scenario: Scenario) -> Armed:
+def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     """Bring the guest task to the state "mapped, touched, waiting for the word".
 
-    Proven from both sides: the probe says that it is armed, the daemon that it mapped the page.
+    Proven from both sides: the probe says that it is armed, the backing at which frame it is.
     """
-    fault.prepare(place.agent)
-    path = f"{virtiofs_dax.MOUNT_POINT}/{fault.FILE}"
-    offset, length = fault.PAGE * PAGE_SIZE, fault.PAGES * PAGE_SIZE
-    task = probe.start(place.guest, path, offset, length, scenario.access, fault.STORED)
+    fault, access, backing = FAULTS[scenario.fault], ACCESSES[scenario.access], testbed.backing
+    if reason := require(fault, backing):
+        raise UsageError(reason)
+    fill = list(PATTERN)
+    if fault.starts_as_hole:
+        fill[NUMBER] = None
+    page, view = backing.make_page(testbed.agent, fill), backing.view()
+    page_first = not fault.starts_as_hole
+    task = probe.start(testbed.guest, view, access.name, STORED, page_first=page_first)
     task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
-    writable = scenario.access is Access.STORE
-    return Armed(task, virtiofs_dax.wait_for_mapping(place.agent, fault.FILE, offset, writable))
+    gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
+    terms = Terms(
+        takes_page=fault.takes_page,
+        control=fault.control,
+        writes=access.writes,
+        by_kernel=access.by_kernel,
+        expected=fault.expected(access, fill[NUMBER] or 0, STORED),
+    )
+    return Armed(scenario, terms, Scene(testbed.agent, testbed.guest, page, view), task, gfn)
 
 
 def observe(
-    place: Place,
-    scenario: Scenario,
-    armed: Armed,
-    inject: Callable[[Place, Scenario], None] = fault.inject,
+    testbed: Testbed, armed: Armed, inject: Callable[[Scene], None] | None = None
 ) -> Observation:
     """Inject the fault, give the word, and record until the verdict is proven or time is over."""
-    recording = Recording(place, scenario, armed)
+    recording = Recording(testbed, armed)
     recording.begin()
-    recording.inject(inject)
+    recording.inject(inject or FAULTS[armed.scenario.fault].inject)
     recording.touch()
     deadline = Deadline(PATIENCE, "a verdict")
     while recording.verdict() is None and not deadline.passed():
@@ -76,16 +96,18 @@ def observe(
 class Recording:
     """One case while it runs: samples, events, and the ends of things."""
 
-    def __init__(self, place: Place, scenario: Scenario, armed: Armed) -> None:
-        self._place = place
+    def __init__(self, testbed: Testbed, armed: Armed) -> None:
+        self._testbed = testbed
+        self._scene = armed.scene
         self._task = armed.task
         self._started = now()
         self._touched = 0.0
-        running = place.agent.hello()
+        running = testbed.agent.hello()
         self._so_far = Observation(
-            scenario=scenario,
+            scenario=armed.scenario,
+            terms=armed.terms,
+            page=armed.scene.page,
             expected_gfn=armed.gfn,
-            expected=fault.expected(scenario),
             waited=0.0,
             probe=armed.task.report(),
             host_release=str(running.get("release", "")),
@@ -94,7 +116,7 @@ class Recording:
 
     def begin(self) -> None:
         """Start to count, and take the sample that everything is compared with."""
-        missing = NEEDED_EVENTS - set(self._place.agent.trace())
+        missing = NEEDED_EVENTS - set(self._testbed.agent.trace())
         if missing:
             raise MissingCapabilityError(
                 "tracing",
@@ -104,9 +126,9 @@ class Recording:
         self._started = self._touched = now()
         self._step_or_end(self._sample)
 
-    def inject(self, fault_of: Callable[[Place, Scenario], None]) -> None:
+    def inject(self, fault: Callable[[Scene], None]) -> None:
         """Do to the host what the case is about; the host may not survive it."""
-        self._step_or_end(lambda: fault_of(self._place, self._so_far.scenario))
+        self._step_or_end(lambda: fault(self._scene))
 
     def touch(self) -> None:
         """Give the word; from here on time is counted."""
@@ -136,31 +158,31 @@ class Recording:
 
     def _look(self) -> None:
         if not self._task.listen(INTERVAL):
-            self._place.recorder.wait_changed(INTERVAL)
+            self._testbed.recorder.wait_changed(INTERVAL)
         self._sample()
         if self._task.report().outcome is not None:
             self._keep(stored_byte=self._byte_in_the_file())
 
     def _last_look(self) -> None:
-        place = self._place
+        testbed = self._testbed
         self._keep(
-            registers=_ask(lambda: place.recorder.monitor("info registers -a"), ""),
-            guest_console=guest_machine.console(place.agent),
-            qemu_log=guest_machine.qemu_log(place.agent),
-            host_log=place.agent.kernel_log(),
+            registers=_ask(lambda: testbed.recorder.monitor("info registers -a"), ""),
+            guest_console=boot.console(testbed.agent),
+            qemu_log=boot.qemu_log(testbed.agent),
+            host_log=testbed.agent.kernel_log(),
             stored_byte=self._byte_in_the_file(),
         )
         if self._so_far.qemu_ended is None:
             self._keep(guest_answers=self._guest_answers())
 
     def _byte_in_the_file(self) -> int | None:
-        return self._place.agent.byte(fault.SHARED_FILE, fault.PAGE * PAGE_SIZE)
+        return self._testbed.agent.byte(self._scene.page.path, self._scene.page.offset)
 
     def _guest_answers(self) -> bool | None:
         if self._so_far.samples[-1].run_state != "running":
             return None
         try:
-            return self._place.guest.run("true", Deadline(5.0, "the guest to answer")).code == 0
+            return self._testbed.guest.run("true", Deadline(5.0, "the guest to answer")).code == 0
         except ConnectionLostError:
             return False
 
@@ -181,22 +203,22 @@ class Recording:
 
         Trouble that comes after the proof changes nothing.
         """
-        place = self._place
-        ended = place.host_ended()
-        if ended is None and place.agent_answers():
+        testbed = self._testbed
+        ended = testbed.host.ended()
+        if ended is None and testbed.agent_answers():
             self._sample()
             self._keep(events=tuple(self._events()))
         elif ended is None:
-            ended = place.host_ended_silently(str(error))
+            ended = testbed.host.ended_silently(str(error))
         self._keep(host_ended=ended)
         if self.verdict() is None:
             raise error
 
     def _sample(self) -> None:
-        place = self._place
-        seen = place.agent.sample(guest_machine.NAME, TAILS, self._so_far.expected_gfn)
-        run_state = _ask(lambda: str(place.recorder.execute("query-status")["status"]), "")
-        stats: Mapping[str, int] = _ask(lambda: vcpu_stats(place), {})
+        testbed = self._testbed
+        seen = testbed.agent.sample(boot.NAME, TAILS, self._so_far.expected_gfn)
+        run_state = _ask(lambda: str(testbed.recorder.execute("query-status")["status"]), "")
+        stats: Mapping[str, int] = _ask(lambda: vcpu_stats(testbed), {})
         sample = Sample(
             at=now() - self._touched,
             faults=tuple(FrameFaults(*fault) for fault in seen["faults"]),
@@ -212,13 +234,12 @@ class Recording:
             guest_console=console,
             qemu_log=qemu_log,
             qemu_ended=_ended(seen["ended"], qemu_log),
-            host_ended=place.host_ended(),
+            host_ended=testbed.host.ended(),
         )
 
     def _events(self) -> Sequence[Event]:
-        place = self._place
-        recorders = [place.recorder, *([place.machine.recorder] if place.machine else [])]
-        events = [event for recorder in recorders for event in recorder.events()]
+        testbed = self._testbed
+        events = [*testbed.recorder.events(), *testbed.host.events()]
         return [
             dataclasses.replace(event, at=event.at - self._touched)
             for event in sorted(events, key=lambda event: event.at)
@@ -229,9 +250,9 @@ class Recording:
         self._so_far = dataclasses.replace(self._so_far, **changes)
 
 
-def vcpu_stats(place: Place) -> dict[str, int]:
+def vcpu_stats(testbed: Testbed) -> dict[str, int]:
     """KVM's counters by name, of all vCPUs together (QMP ``query-stats``, QAPI stats.json)."""
-    answer = place.recorder.execute(
+    answer = testbed.recorder.execute(
         "query-stats", {"target": "vcpu", "providers": [{"provider": "kvm"}]}
     )
     total: Counter[str] = Counter()

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from hostfault.case.settings import Settings
 from hostfault.host.testbed import Host
 from hostfault.kernel.catalog import newest
-from hostfault.plugin.options import Settings
 from hostfault.plumbing.errors import HostfaultError, UsageError
 from hostfault.plumbing.project import PROJECT
 from hostfault.run.lab import Lab
@@ -152,7 +152,7 @@ def _measure(cells: Sequence[Cell], path: Path, kernels: Mapping[str, str]) -> N
 def _host(stack: ExitStack, fix: str, kernels: Mapping[str, str]) -> Host:
     kernel = kernels.get(fix) or f"{newest()}+{plan.SERIES[fix]}"
     settings = Settings(host="emulated", host_kernel=kernel)
-    return stack.enter_context(Lab(settings, lambda _: None)).host()
+    return stack.enter_context(Lab(settings)).host
 
 
 def _run(host: Host, cell: Cell, repeat: int) -> Result:

@@ -8,8 +8,8 @@ from typing import Any
 
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ProtocolError
-from hostfault.remote.channel import Talk
-from hostfault.remote.ssh import Shell
+from hostfault.remote.channel import Channel
+from hostfault.remote.shell import Shell
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class Armed:
 class Crowd:
     """A crowd that runs in the guest."""
 
-    def __init__(self, talk: Talk) -> None:
-        self._talk = talk
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
 
     def mapped(self, deadline: Deadline) -> None:
         """Wait until the whole file is mapped."""
-        self._talk.wait_for("mapped", deadline)
+        self._channel.wait_for("mapped", deadline)
 
     def arm(self, pages: Sequence[int], deadline: Deadline) -> Armed:
         """Say which pages to touch; wait until every toucher has done so once."""
-        self._talk.say(f"pages {' '.join(map(str, pages))}")
-        armed = self._talk.wait_for("armed", deadline)
-        tasks = tuple(_task(step) for step in self._talk.steps() if step.get("step") == "task")
+        self._channel.say(f"pages {' '.join(map(str, pages))}")
+        armed = self._channel.wait_for("armed", deadline)
+        tasks = tuple(_task(step) for step in self._channel.steps() if step.get("step") == "task")
         touched = [task.page for task in tasks if task.page is not None]
         if touched != list(pages):
             raise ProtocolError(f"the crowd was told to touch {list(pages)}, and says {touched}")
@@ -53,13 +53,12 @@ class Crowd:
 
     def go(self) -> None:
         """Give the word."""
-        self._talk.say("go")
+        self._channel.say("go")
 
     def finished(self) -> tuple[int, int] | None:
         """How many touches worked and how many ended in a signal, once all have ended."""
-        while self._talk.has_more():
-            self._talk.listen(0)
-        for step in self._talk.steps():
+        self._channel.drain()
+        for step in self._channel.steps():
             if step.get("step") == "outcome":
                 return int(step["touched"]), int(step["signalled"])
         return None
@@ -68,8 +67,8 @@ class Crowd:
 def start(guest: Shell, path: str, length: int, tasks: int, policy: str, *, move: bool) -> Crowd:
     """Start a crowd in the guest; see images/probe/crowd.c for its options."""
     command = f"/bin/crowd --file {path} --length {length} --tasks {tasks} --policy {policy}"
-    channel = guest.open(command + " --move" * move, Deadline(20.0, "the crowd to start"))
-    return Crowd(Talk("crowd", channel))
+    stream = guest.open(command + " --move" * move, Deadline(20.0, "the crowd to start"))
+    return Crowd(Channel("crowd", stream))
 
 
 def _task(step: dict[str, Any]) -> Task:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hostfault.backing import virtiofs_dax
-from hostfault.case.model import PAGE_SIZE, Access, Fault, Scenario
-from hostfault.guest import boot as guest_machine
-from hostfault.host.testbed import Host, Place
+from hostfault.case.model import PAGE_SIZE, Scenario
+from hostfault.guest import boot
+from hostfault.host.testbed import Host, Testbed
 from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import HostfaultError
 from hostfault.study import blame, frames
@@ -74,8 +74,8 @@ def told_apart(result: Result) -> Result:
 
 def scenario(cell: Cell) -> Scenario:
     """The configuration of machine that a cell needs."""
-    fault = Fault.ZERO if cell.gone else Fault.NONE
-    return Scenario(virtiofs_dax.NAME, fault, Access.LOAD, cell.async_pf, cell.vcpus)
+    fault = "zero" if cell.gone else "none"
+    return Scenario("virtiofs-dax", fault, "load", cell.async_pf, cell.vcpus)
 
 
 def run(host: Host, cell: Cell, repeat: int, folder: Path) -> Result:
@@ -83,21 +83,21 @@ def run(host: Host, cell: Cell, repeat: int, folder: Path) -> Result:
     folder.mkdir(parents=True, exist_ok=True)
     began = now()
     rng = random.Random(f"{cell.key} {repeat}")  # noqa: S311 (to be repeated)
-    with host.place(scenario(cell), folder) as place:
-        _set_parameters(place, cell)
-        crowd, armed, gfns = _arm(place, cell, rng)
-        place.agent.trace()
-        before = _statistics(place)
+    with host.testbed(scenario(cell), folder) as testbed:
+        _set_parameters(testbed, cell)
+        crowd, armed, gfns = _arm(testbed, cell, rng)
+        testbed.agent.trace()
+        before = _statistics(testbed)
         if cell.gone:
-            place.agent.truncate(f"{virtiofs_dax.SHARED}/{FILE}", 0)
+            testbed.agent.truncate(f"{virtiofs_dax.SHARED}/{FILE}", 0)
         started = now()
         crowd.go()
-        outcome, ended = _watch(place, crowd, gfns, started)
-        result = _result(place, cell, repeat, armed, gfns, outcome, ended - started, before)
+        outcome, ended = _watch(testbed, crowd, gfns, started)
+        result = _result(testbed, cell, repeat, armed, gfns, outcome, ended - started, before)
     return told_apart(dataclasses.replace(result, took=round(now() - began, 1)))
 
 
-def _set_parameters(place: Place, cell: Cell) -> None:
+def _set_parameters(testbed: Testbed, cell: Cell) -> None:
     """Write the module's parameters, and read back what holds."""
     wanted = {"apf_delay_us": str(cell.delay)} if cell.delay else {}
     if cell.behind:
@@ -106,21 +106,21 @@ def _set_parameters(place: Place, cell: Cell) -> None:
         wanted |= {"apf_error_slots": str(cell.slots), "apf_error_lookup": cell.lookup}
     for name, value in wanted.items():
         path = f"{PARAMETERS}/{name}"
-        place.agent.write(path, value)
-        holds = place.agent.read(path, limit=64)[0].strip()
+        testbed.agent.write(path, value)
+        holds = testbed.agent.read(path, limit=64)[0].strip()
         if holds != value:
             raise HostfaultError(f"{path} holds {holds!r} after {value!r} was written")
 
 
 def _arm(
-    place: Place, cell: Cell, rng: random.Random
+    testbed: Testbed, cell: Cell, rng: random.Random
 ) -> tuple[crowds.Crowd, crowds.Armed, list[int]]:
     """Bring all tasks to where they wait for the word; returns the touchers' frames."""
     path = f"{virtiofs_dax.SHARED}/{FILE}"
-    place.agent.make_file(path, [0xA5], PAGE_SIZE)
-    place.agent.truncate(path, LENGTH)
+    testbed.agent.make_file(path, [0xA5], PAGE_SIZE)
+    testbed.agent.truncate(path, LENGTH)
     crowd = crowds.start(
-        place.guest,
+        testbed.guest,
         f"{virtiofs_dax.MOUNT_POINT}/{FILE}",
         LENGTH,
         cell.tasks,
@@ -128,16 +128,16 @@ def _arm(
         move=cell.move,
     )
     crowd.mapped(Deadline(60.0, "the crowd to map its file"))
-    page_of = _frames(place)
+    page_of = _frames(testbed)
     gfns = frames.choose(cell.frames, sorted(page_of), cell.bad, rng)
     armed = crowd.arm([page_of[gfn] for gfn in gfns], Deadline(60.0, "all tasks to be ready"))
     return crowd, armed, gfns
 
 
-def _frames(place: Place) -> dict[int, int]:
+def _frames(testbed: Testbed) -> dict[int, int]:
     """The guest frame of every page of the file, from where the daemon mapped each range."""
-    inode = place.agent.stat(f"{virtiofs_dax.SHARED}/{FILE}")["ino"]
-    log = place.agent.read(virtiofs_dax.LOG, limit=1 << 20)[0]
+    inode = testbed.agent.stat(f"{virtiofs_dax.SHARED}/{FILE}")["ino"]
+    log = testbed.agent.read(virtiofs_dax.LOG, limit=1 << 20)[0]
     pages = {}
     for begin in range(0, LENGTH, RANGE):
         first = virtiofs_dax.find_frame(log, inode, begin, writable=False)
@@ -150,23 +150,23 @@ def _frames(place: Place) -> dict[int, int]:
 
 
 def _watch(
-    place: Place, crowd: crowds.Crowd, gfns: Iterable[int], started: float
+    testbed: Testbed, crowd: crowds.Crowd, gfns: Iterable[int], started: float
 ) -> tuple[str, float]:
     """Wait for the end; returns what it was, and when."""
     bad = set(gfns)
     deadline = Deadline(PATIENCE, "an exit, an outcome or enough faults")
     while True:
-        place.recorder.wait_changed(INTERVAL)
-        stops = [e for e in place.recorder.events() if e.name == "STOP" and e.at >= started]
+        testbed.recorder.wait_changed(INTERVAL)
+        stops = [e for e in testbed.recorder.events() if e.name == "STOP" and e.at >= started]
         if stops:
-            state = str(place.recorder.execute("query-status")["status"])
+            state = str(testbed.recorder.execute("query-status")["status"])
             return ("exit" if state == "internal-error" else "death"), stops[0].at
         finished = crowd.finished()
         if finished:
             return ("signal" if finished[1] else "ok"), now()
         faults = sum(
             count
-            for keys, count in place.agent.histogram("kvm_try_async_get_page")
+            for keys, count in testbed.agent.histogram("kvm_try_async_get_page")
             if keys["gfn"] in bad
         )
         if faults >= ENOUGH:
@@ -175,9 +175,9 @@ def _watch(
         deadline.check()
 
 
-def _statistics(place: Place) -> Mapping[str, int]:
+def _statistics(testbed: Testbed) -> Mapping[str, int]:
     """KVM's counters of the error table, summed over all vCPUs; 0 for a kernel without."""
-    answer = place.recorder.execute(
+    answer = testbed.recorder.execute(
         "query-stats", {"target": "vcpu", "providers": [{"provider": "kvm"}]}
     )
     total: dict[str, int] = defaultdict(int)
@@ -189,7 +189,7 @@ def _statistics(place: Place) -> Mapping[str, int]:
 
 
 def _result(
-    place: Place,
+    testbed: Testbed,
     cell: Cell,
     repeat: int,
     armed: crowds.Armed,
@@ -201,12 +201,12 @@ def _result(
     """Ask for everything that is known at the end."""
     counts: dict[int, int] = defaultdict(int)
     vcpus = defaultdict(set)
-    for keys, count in place.agent.histogram("kvm_try_async_get_page"):
+    for keys, count in testbed.agent.histogram("kvm_try_async_get_page"):
         counts[keys["gfn"]] += count
         vcpus[keys["gfn"]].add(keys["common_pid"])
-    ready = sum(count for _, count in place.agent.histogram("kvm_async_pf_ready"))
-    after = _statistics(place)
-    found = blame.judge(guest_machine.qemu_log(place.agent), armed)
+    ready = sum(count for _, count in testbed.agent.histogram("kvm_async_pf_ready"))
+    after = _statistics(testbed)
+    found = blame.judge(boot.qemu_log(testbed.agent), armed)
     pages = [task.page for task in armed.tasks if task.page is not None]
     blamed_page = armed.tasks[found.task].page if found.task is not None else None
     blamed_gfn = gfns[pages.index(blamed_page)] if blamed_page is not None else None
@@ -226,6 +226,6 @@ def _result(
         named=None if found.named_gfn is None else found.named_gfn in gfns,
         named_is_blamed=None if found.named_gfn is None else found.named_gfn == blamed_gfn,
         gfns=tuple(gfns),
-        release=str(place.agent.hello()["release"]),
+        release=str(testbed.agent.hello()["release"]),
         took=0.0,
     )

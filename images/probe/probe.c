@@ -1,21 +1,24 @@
 /*
  * probe: the guest task that touches a page.
  *
- *   probe --file PATH --offset N --length BYTES --access load|store [--value BYTE]
+ *   probe --file PATH [--start N] --length BYTES --offset N [--first N] --access NAME [--value BYTE]
  *
- * It maps BYTES of PATH (shared), touches the byte at N once so that the page is mapped, waits for
- * a line "go" on its standard input, touches that byte again, by exactly one instruction, and says
- * what became of it. No other page of the mapping is touched.
+ * It maps BYTES of PATH (shared) from N on, touches the byte at --first of the mapping once, waits
+ * for a line "go" on its standard input, touches the byte at --offset, by exactly one instruction or
+ * one system call, and says what became of it. --first is --offset unless it is given. No other
+ * page of the mapping is touched.
  *
  * Each line of its output is a JSON object with a "step"; addresses are text in hexadecimal:
  *
  *   started      pid
  *   mapped       mapping, length
- *   first-touch  value: the byte loaded; a first store stores the complement of --value, so that
- *                the file tells whether the second one arrived
- *   armed        address: of the byte, rip: of the instruction that will touch it
+ *   first-touch  value: the byte read; a first access that writes leaves the complement of --value,
+ *                so that the file tells whether the second one arrived
+ *   armed        address: of the byte, rip: of the instruction that will touch it, or 0x0 if that is
+ *                one of the kernel's
  *   touching
- *   outcome      kind "value": value; kind "signal": signal, code, address, rip
+ *   outcome      kind "value": value; kind "errno": errno; kind "end": the file ends before the byte;
+ *                kind "signal": signal, code, address, rip
  *   done
  *   failed       call, errno (or signal, if the first touch raised one); the exit code is 2
  *
@@ -34,31 +37,20 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "probe.h"
+
 enum { EXIT_FAILED = 2, EXIT_BAD_USAGE = 64 };
 
-/*
- * The touching instructions, in assembly so that each is one instruction with a known address
- * and follows the function's label at once (System V ABI: arguments in rdi, esi; result in eax).
- */
-unsigned int touch_load(volatile unsigned char *byte);
-void touch_store(volatile unsigned char *byte, unsigned int value);
-__asm__(".text\n"
-	".type touch_load, @function\n"
-	"touch_load:\n"
-	"	movzbl (%rdi), %eax\n"
-	"	ret\n"
-	".size touch_load, .-touch_load\n"
-	".type touch_store, @function\n"
-	"touch_store:\n"
-	"	movb %sil, (%rdi)\n"
-	"	ret\n"
-	".size touch_store, .-touch_store\n");
+/* All that the files in access/ have registered; the linker makes the two names. */
+extern const struct access __start_accesses[], __stop_accesses[];
 
 struct request {
 	const char *file;
+	unsigned long start;
 	unsigned long offset;
+	unsigned long first;
 	unsigned long length;
-	int store;
+	const struct access *access;
 	unsigned int value;
 };
 
@@ -96,13 +88,14 @@ static int failed(const char *call)
 	return EXIT_FAILED;
 }
 
-/* Touch the byte once; returns the value that was loaded or stored. */
-static unsigned int touch(volatile unsigned char *byte, int store, unsigned int value)
+static const struct access *find_access(const char *name)
 {
-	if (!store)
-		return touch_load(byte);
-	touch_store(byte, value);
-	return value;
+	const struct access *each;
+
+	for (each = __start_accesses; each < __stop_accesses; each++)
+		if (!strcmp(each->name, name))
+			return each;
+	return NULL;
 }
 
 static int parse_number(const char *text, unsigned long limit, unsigned long *number)
@@ -118,6 +111,8 @@ static int parse(int count, char **words, struct request *request)
 {
 	static const struct option options[] = {
 		{ "file", required_argument, NULL, 'f' },
+		{ "start", required_argument, NULL, 's' },
+		{ "first", required_argument, NULL, '1' },
 		{ "offset", required_argument, NULL, 'o' },
 		{ "length", required_argument, NULL, 'l' },
 		{ "access", required_argument, NULL, 'a' },
@@ -125,12 +120,20 @@ static int parse(int count, char **words, struct request *request)
 		{ NULL, 0, NULL, 0 },
 	};
 	unsigned long value = 0;
-	int option, has_access = 0, fine = 1;
+	int option, fine = 1;
+
+	request->first = ~0UL;
 
 	while ((option = getopt_long(count, words, "", options, NULL)) != -1) {
 		switch (option) {
 		case 'f':
 			request->file = optarg;
+			break;
+		case 's':
+			fine &= parse_number(optarg, ~0UL >> 1, &request->start);
+			break;
+		case '1':
+			fine &= parse_number(optarg, ~0UL, &request->first);
 			break;
 		case 'o':
 			fine &= parse_number(optarg, ~0UL, &request->offset);
@@ -139,8 +142,7 @@ static int parse(int count, char **words, struct request *request)
 			fine &= parse_number(optarg, ~0UL, &request->length);
 			break;
 		case 'a':
-			request->store = !strcmp(optarg, "store");
-			has_access = request->store || !strcmp(optarg, "load");
+			request->access = find_access(optarg);
 			break;
 		case 'v':
 			fine &= parse_number(optarg, 255, &value);
@@ -150,8 +152,10 @@ static int parse(int count, char **words, struct request *request)
 		}
 	}
 	request->value = value;
-	return fine && has_access && request->file && request->offset < request->length &&
-	       optind == count;
+	if (request->first == ~0UL)
+		request->first = request->offset;
+	return fine && request->access && request->file && request->offset < request->length &&
+	       request->first < request->length && optind == count;
 }
 
 static int told_to_go(void)
@@ -161,33 +165,65 @@ static int told_to_go(void)
 	return fgets(line, sizeof(line), stdin) && !strcmp(line, "go\n");
 }
 
+static void tell_outcome(const struct request *request, const struct place *place)
+{
+	unsigned int value = request->value;
+
+	switch (request->access->touch(place, &value)) {
+	case TOUCHED_VALUE:
+		printf("{\"step\":\"outcome\",\"kind\":\"value\",\"value\":%u}\n", value);
+		break;
+	case TOUCHED_ERRNO:
+		printf("{\"step\":\"outcome\",\"kind\":\"errno\",\"errno\":%d}\n", errno);
+		break;
+	case TOUCHED_END:
+		printf("{\"step\":\"outcome\",\"kind\":\"end\"}\n");
+		break;
+	}
+}
+
+/* Touch the page once, so that it is mapped; returns 0, or the probe's exit code. */
+static int first_touch(const struct request *request, const struct place *place)
+{
+	unsigned int value = ~request->value & 0xff;
+
+	if (sigsetjmp(after_signal, 1)) {
+		printf("{\"step\":\"failed\",\"call\":\"first-touch\",\"signal\":%d}\n",
+		       caught.number);
+		return EXIT_FAILED;
+	}
+	errno = 0;
+	if (request->access->touch(place, &value) != TOUCHED_VALUE)
+		return failed("first-touch");
+	printf("{\"step\":\"first-touch\",\"value\":%u}\n", value);
+	return 0;
+}
+
 static int run(const struct request *request)
 {
-	volatile unsigned char *byte;
+	struct place place, first;
 	unsigned char *mapping;
-	int file;
+	int file, code;
 
 	printf("{\"step\":\"started\",\"pid\":%d}\n", getpid());
 	file = open(request->file, O_RDWR | O_CLOEXEC);
 	if (file < 0)
 		return failed("open");
-	mapping = mmap(NULL, request->length, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+	mapping = mmap(NULL, request->length, PROT_READ | PROT_WRITE, MAP_SHARED, file,
+		       request->start);
 	if (mapping == MAP_FAILED)
 		return failed("mmap");
 	printf("{\"step\":\"mapped\",\"mapping\":\"%p\",\"length\":%lu}\n", mapping,
 	       request->length);
 
 	catch_signals();
-	byte = mapping + request->offset;
-	if (sigsetjmp(after_signal, 1)) {
-		printf("{\"step\":\"failed\",\"call\":\"first-touch\",\"signal\":%d}\n",
-		       caught.number);
-		return EXIT_FAILED;
-	}
-	printf("{\"step\":\"first-touch\",\"value\":%u}\n",
-	       touch(byte, request->store, ~request->value & 0xff));
-	printf("{\"step\":\"armed\",\"address\":\"%p\",\"rip\":\"%p\"}\n", (void *)byte,
-	       request->store ? (void *)touch_store : (void *)touch_load);
+	first = (struct place){ mapping + request->first, file, request->start + request->first };
+	code = first_touch(request, &first);
+	if (code)
+		return code;
+	place = (struct place){ mapping + request->offset, file, request->start + request->offset };
+	printf("{\"step\":\"armed\",\"address\":\"%p\",\"rip\":\"0x%lx\"}\n", (void *)place.byte,
+	       (unsigned long)request->access->rip);
 
 	errno = 0;
 	if (!told_to_go())
@@ -198,8 +234,7 @@ static int run(const struct request *request)
 		       "\"address\":\"0x%lx\",\"rip\":\"0x%lx\"}\n",
 		       caught.number, caught.code, caught.address, caught.rip);
 	else
-		printf("{\"step\":\"outcome\",\"kind\":\"value\",\"value\":%u}\n",
-		       touch(byte, request->store, request->value));
+		tell_outcome(request, &place);
 	printf("{\"step\":\"done\"}\n");
 	return 0;
 }
@@ -209,8 +244,12 @@ int main(int count, char **words)
 	struct request request = { 0 };
 
 	if (!parse(count, words, &request)) {
-		fprintf(stderr, "usage: probe --file PATH --offset N --length BYTES "
-				"--access load|store [--value BYTE]; N is less than BYTES\n");
+		fprintf(stderr, "usage: probe --file PATH [--start N] --length BYTES --offset N "
+				"[--first N] --access NAME [--value BYTE]; offsets are less than BYTES; "
+				"accesses:");
+		for (const struct access *each = __start_accesses; each < __stop_accesses; each++)
+			fprintf(stderr, " %s", each->name);
+		fprintf(stderr, "\n");
 		return EXIT_BAD_USAGE;
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0); /* a step is told before the next one is taken */

@@ -1,9 +1,8 @@
 """The host truncates a file whose page a guest task has mapped, and the task touches it again."""
 
-from hostfault.case.model import Fault
 from hostfault.plugin.cases import Case, each_case
 
 
-@each_case("virtiofs-dax", faults=(Fault.ZERO, Fault.MIDDLE))
+@each_case("virtiofs-dax", faults=("zero", "middle"), accesses=("load", "store"))
 def test_truncate(case: Case) -> None:
     case.must_be_told()

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hostfault.kernel.buildroot import NoBuildRootError, build_root, suite_for
+from hostfault.kernel.buildroot import build_root, suite_for
 from hostfault.kernel.catalog import load, newest
 from hostfault.plumbing.cache import default_cache
+from hostfault.plumbing.errors import NoBuildRootError
 
 
 @pytest.fixture

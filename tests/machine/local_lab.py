@@ -6,13 +6,13 @@ the host, QEMU, the agent, the back-end, the guest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hostfault.backing import Backing
 from hostfault.case.model import GuestImage, Kernel
-from hostfault.plugin.options import Settings
+from hostfault.case.settings import Settings
 from hostfault.plumbing.cache import Cache
 from hostfault.plumbing.ssh_keys import Identity
 from hostfault.run.lab import Lab
@@ -24,13 +24,20 @@ class PreparedLab(Lab):
     """A lab that has no compiler and needs none."""
 
     _guest_kernel = Kernel("prepared", "prepared", HERE / "guest-kernel", HERE, packaged=True)
-    _guest_image = GuestImage("prepared", HERE / "guest-initramfs", "")
     _identity = Identity(
-        HERE / "client_key", "", Path(), (HERE / "host_public").read_text().strip()
+        client_key=HERE / "client_key.openssh",
+        client_public="",
+        host_key=Path(),
+        host_public=(HERE / "host_public").read_text().strip(),
+        client_key_dropbear=Path(),
+        known_hosts=Path(),
     )
+
+    def _guest_image(self, _backing: Backing) -> GuestImage:
+        return GuestImage("prepared", HERE / "guest-initramfs", "")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_hostfault_lab(settings: Settings, say: Callable[[str], None]) -> Lab:
+def pytest_hostfault_lab(settings: Settings) -> Lab:
     """The lab of this run."""
-    return PreparedLab(settings, say, Cache(HERE / "cache"))
+    return PreparedLab(settings, Cache(HERE / "cache"))

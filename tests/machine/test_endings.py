@@ -8,35 +8,36 @@ from pathlib import Path
 
 import pytest
 
-from hostfault.case.model import Access, Fault, Scenario, Verdict, VerdictKind
+from hostfault.case.model import Scenario, Verdict, VerdictKind
+from hostfault.case.settings import Settings
 from hostfault.case.verdict import final_verdict
 from hostfault.guest import boot as guest_machine
-from hostfault.host.testbed import Place
-from hostfault.plugin.options import Settings
+from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError
+from hostfault.plumbing.progress import heard_by
 from hostfault.run.lab import Lab
 from hostfault.run.observe import arm, observe
 
-SCENARIO = Scenario("virtiofs-dax", Fault.NONE, Access.LOAD, async_pf=True)
+SCENARIO = Scenario("virtiofs-dax", "none", "load", async_pf=True)
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab(Settings(host="emulated"), print) as lab:
+    with heard_by(print), Lab(Settings(host="emulated")) as lab:
         yield lab
 
 
-def verdict_after(lab: Lab, folder: Path, wreck: Callable[[Place], None]) -> Verdict:
+def verdict_after(lab: Lab, folder: Path, wreck: Callable[[Testbed], None]) -> Verdict:
     """Arm a case, then wreck something where the fault would be injected."""
-    with lab.place(SCENARIO, folder) as place:
-        armed = arm(place, SCENARIO)
-        return final_verdict(observe(place, SCENARIO, armed, lambda place, _: wreck(place)))
+    with lab.testbed(SCENARIO, folder) as testbed:
+        armed = arm(testbed, SCENARIO)
+        return final_verdict(observe(testbed, armed, lambda _: wreck(testbed)))
 
 
 def test_a_host_kernel_that_panics_is_a_host_death(lab: Lab, tmp_path: Path) -> None:
-    def wreck(place: Place) -> None:
-        place.agent.write("/proc/sysrq-trigger", "c")
+    def wreck(testbed: Testbed) -> None:
+        testbed.agent.write("/proc/sysrq-trigger", "c")
 
     verdict = verdict_after(lab, tmp_path, wreck)
     assert verdict.kind is VerdictKind.HOST_DEATH
@@ -44,9 +45,9 @@ def test_a_host_kernel_that_panics_is_a_host_death(lab: Lab, tmp_path: Path) -> 
 
 
 def test_a_guest_kernel_that_panics_is_a_guest_death(lab: Lab, tmp_path: Path) -> None:
-    def wreck(place: Place) -> None:
+    def wreck(testbed: Testbed) -> None:
         with suppress(ConnectionLostError):  # the guest dies before it can answer
-            place.guest.run("echo c >/proc/sysrq-trigger", Deadline(2.0, "the guest to panic"))
+            testbed.guest.run("echo c >/proc/sysrq-trigger", Deadline(2.0, "the guest to panic"))
 
     verdict = verdict_after(lab, tmp_path, wreck)
     assert verdict.kind is VerdictKind.GUEST_DEATH
@@ -58,5 +59,5 @@ def test_a_qemu_that_is_killed_is_a_vmm_death(lab: Lab, tmp_path: Path) -> None:
     assert verdict.kind is VerdictKind.VMM_DEATH
 
 
-def _kill_qemu(place: Place) -> None:
-    place.agent.kill(guest_machine.NAME)
+def _kill_qemu(testbed: Testbed) -> None:
+    testbed.agent.kill(guest_machine.NAME)

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from hostfault.bisect.fixes import FIXES
-from hostfault.case.model import Access, Fault, Scenario, VerdictKind
+from hostfault.case.model import Scenario, VerdictKind
+from hostfault.case.settings import Settings
 from hostfault.kernel.catalog import newest
-from hostfault.plugin.options import Settings
 from hostfault.run.lab import Lab
 
-SCENARIO = Scenario("virtiofs-dax", Fault.ZERO, Access.LOAD, async_pf=True)
+SCENARIO = Scenario("virtiofs-dax", "zero", "load", async_pf=True)
 
 
 @pytest.mark.usefixtures("build_root_allowed")
 @pytest.mark.timeout(600)  # KVM is compiled, and the first time its base is made
 @pytest.mark.parametrize("fix", FIXES)
 def test_a_fix_turns_the_spin_into_an_exit(fix: str, tmp_path: Path) -> None:
-    with Lab(Settings(host="emulated", host_kernel=f"{newest()}+{fix}"), print) as lab:
-        verdict = lab.run(SCENARIO, tmp_path).verdict
+    with Lab(Settings(host="emulated", host_kernel=f"{newest()}+{fix}")) as lab:
+        verdict = lab.run(fix, SCENARIO, tmp_path).verdict
     assert verdict.kind is VerdictKind.VM_EXIT, verdict.summary

@@ -13,7 +13,7 @@ import pytest
 
 from hostfault.case.model import HostImage
 from hostfault.host import outer_qemu as host_machine
-from hostfault.host.emulated import payload, short_directory
+from hostfault.host.emulated import payload
 from hostfault.host.outer_qemu import MachineSpec, Sockets
 from hostfault.host.qemu import find_qemu
 from hostfault.image import guest_image, host_image, host_initramfs
@@ -22,6 +22,7 @@ from hostfault.kernel.catalog import newest
 from hostfault.plumbing.cache import Cache, default_cache, key_of
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.process import run
+from hostfault.plumbing.short_directory import short_directory
 from hostfault.plumbing.ssh_keys import identity
 from hostfault.remote.ssh import connect
 
@@ -69,14 +70,14 @@ def test_a_case_on_a_local_host_proves_the_spin(tmp_path: Path) -> None:
     keys = identity(cache)
     kernel = resolve(newest(), cache)
     image = host_image(cache)
-    guest = guest_image(cache, kernel, image, keys)
+    guest = guest_image(cache, kernel, image, keys, ("virtiofs",))
     public = tmp_path / "host_public"
     public.write_text(keys.host_public)
     load = {
-        **payload(kernel.image, guest.initramfs),
+        **payload(kernel.image, guest.initramfs, keys),
         **project_files(),
         "site": site_packages(cache, image),
-        "client_key": keys.client_key,
+        "client_key.openssh": keys.client_key,
         "host_public": public,
     }
     initramfs = host_initramfs(cache, kernel, image, keys, load)

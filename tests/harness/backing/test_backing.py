@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hostfault.backing.virtiofs_dax import find_frame
+from hostfault.backing.virtiofs_dax import DEVICE, VirtiofsDax, find_frame
+from hostfault.case.model import Qemu
+from hostfault.plumbing.errors import MissingCapabilityError
 
 INODE = 45
 PAGE_8 = 8 * 4096
@@ -66,3 +69,27 @@ def test_what_was_known_before_lines_were_lost_no_longer_counts(record: dict[str
 def test_a_line_that_was_cut_is_passed_over() -> None:
     cut = '"len": 5}\n' + json.dumps(MEMORY) + "\n" + json.dumps(READ_ONLY) + '\n{"event": "un'
     assert find_frame(cut, INODE, PAGE_8, writable=False) == 0xF8008
+
+
+def qemu(path: Path, version: str, device: str = DEVICE) -> Qemu:
+    """A QEMU that is a small script and knows one device."""
+    path.write_text(f"#!/bin/sh\necho 'name \"{device}\", bus PCI'\n")
+    path.chmod(0o755)
+    return Qemu(str(path), version, (str(path),))
+
+
+@pytest.mark.parametrize("version", ["11.1.0", "11.2", "12.0.1"])
+def test_a_qemu_with_the_device_will_do(tmp_path: Path, version: str) -> None:
+    VirtiofsDax().require(qemu(tmp_path / "qemu", version), {})
+
+
+@pytest.mark.parametrize("version", ["7.2.19", "10.2", "11.0.9"])
+def test_a_qemu_that_is_too_old_is_a_missing_capability(tmp_path: Path, version: str) -> None:
+    with pytest.raises(MissingCapabilityError, match="too old for virtiofs DAX: use --qemu image"):
+        VirtiofsDax().require(qemu(tmp_path / "qemu", version), {})
+
+
+def test_a_qemu_built_without_the_device_is_a_missing_capability(tmp_path: Path) -> None:
+    other = qemu(tmp_path / "qemu", "11.1.3", "vhost-user-fs-pci")
+    with pytest.raises(MissingCapabilityError, match="built without vhost-user-test-device-pci"):
+        VirtiofsDax().require(other, {})

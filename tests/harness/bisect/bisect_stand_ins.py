@@ -14,14 +14,16 @@ import os
 import select
 import sys
 from pathlib import Path
-from typing import Any
 
 from hostfault.bisect import build
 from hostfault.bisect.__main__ import run
 from hostfault.bisect.children import Programs
+from hostfault.case import known_issues
 from hostfault.case.model import Kernel, Qemu, Scenario, Verdict, VerdictKind, observation_from_json
+from hostfault.case.record import LabFacts, Record
+from hostfault.case.settings import Settings
+from hostfault.kernel import FORMS, Form
 from hostfault.kernel.catalog import load
-from hostfault.kernel.choose import FORMS, Form
 from hostfault.plumbing.cache import Cache
 from hostfault.plumbing.errors import LaunchError, SetupError
 
@@ -73,30 +75,14 @@ def _meet_compiler_trouble() -> None:
         select.select([], [], [])
 
 
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    host_kernel: Kernel
-    guest_kernel: Kernel
-    host_kind: str = "emulated"
-    host_reason: str = "asked for"
-    host_release: str = "7.3.4"
-    qemu: Qemu = QEMU
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    observation: object
-    verdict: Verdict
-    phases: dict[str, float]
-    cached: bool = False
-
-
 class Lab:
     """Judges the kernel under test by its source, a packaged one by its age."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.kernel = kernel(name)
+    def __init__(self, settings: Settings) -> None:
+        assert settings.host_kernel is not None
+        self.settings = settings
+        self.name = settings.host_kernel
+        self.kernel = kernel(self.name)
 
     def __enter__(self) -> Lab:
         return self
@@ -104,19 +90,33 @@ class Lab:
     def __exit__(self, *_what: object) -> None:
         return None
 
-    def facts(self) -> Facts:
+    def facts(self) -> LabFacts:
         under_test = self.kernel
         if TROUBLE == "wrong kernel":
             under_test = dataclasses.replace(under_test, build_id="another")
-        return Facts(under_test, kernel("7.3.4"))
+        return LabFacts("emulated", "asked for", under_test, "7.3.4", kernel("7.3.4"), QEMU)
 
-    def run(self, scenario: Scenario, _folder: Path) -> Run:
+    def run(self, test: str, scenario: Scenario, folder: Path) -> Record:
         self._meet_trouble()
         path = HERE.parents[1] / "observations" / "vm-exit.error-table-7.3.4.json"
         observation = observation_from_json(json.loads(path.read_text()))
         observation = dataclasses.replace(observation, scenario=scenario)
         kind = VerdictKind.VM_EXIT if self._is_fixed() else VerdictKind.SPIN
-        return Run(observation, Verdict(kind, f"{kind.value}, said the stand-in", ()), {})
+        return Record(
+            test=test,
+            facts=self.facts(),
+            settings=self.settings,
+            observation=observation,
+            verdict=Verdict(kind, f"{kind.value}, said the stand-in", ()),
+            phases={},
+            cached=False,
+            issue=self._issue(scenario),
+            folder=folder,
+        )
+
+    def _issue(self, scenario: Scenario) -> known_issues.KnownIssue | None:
+        issues = known_issues.load() if self.settings.known_issues else ()
+        return known_issues.match(issues, self.facts().host_kernel, scenario)
 
     def _meet_trouble(self) -> None:
         built = self.name.startswith("tree:")
@@ -136,8 +136,8 @@ class Lab:
         return bool(first) and names.index(self.name) >= names.index(first)
 
 
-def pytest_hostfault_lab(settings: Any) -> Lab:
-    return Lab(settings.host_kernel)
+def pytest_hostfault_lab(settings: Settings) -> Lab:
+    return Lab(settings)
 
 
 if __name__ == "__main__":

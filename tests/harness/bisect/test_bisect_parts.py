@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hostfault.bisect import build, fixes
-from hostfault.bisect.codes import TERMS, BrokenHarnessError, Decision
+from hostfault.bisect.codes import TERMS, Decision
 from hostfault.bisect.decide import (
     Outcome,
     Rule,
@@ -27,6 +27,7 @@ from hostfault.kernel.buildroot import BuildRoot, error_lines
 from hostfault.kernel.kvm_only import Base
 from hostfault.plumbing.cache import Cache
 from hostfault.plumbing.errors import (
+    BrokenHarnessError,
     CacheMissError,
     HostfaultError,
     LaunchError,

@@ -8,24 +8,25 @@ from typing import Any
 import pytest
 
 from hostfault.case.model import (
-    Access,
     Ended,
     Event,
-    Fault,
     FrameFaults,
     Observation,
     Outcome,
+    Page,
     ProbeReport,
     Sample,
     Scenario,
+    Terms,
     observation_from_json,
     to_json,
 )
 
 WHOLE = Observation(
-    scenario=Scenario("virtiofs-dax", Fault.MIDDLE, Access.STORE, async_pf=False, vcpus=2),
+    scenario=Scenario("virtiofs-dax", "middle", "store", async_pf=False, vcpus=2),
+    terms=Terms(True, False, True, False, None),
+    page=Page("shared/data", 0x8000, "tmpfs"),
     expected_gfn=0xF8000,
-    expected=None,
     waited=1.5,
     probe=ProbeReport(1, 2, 3, 4, ("armed", "going"), Outcome("signal", 7, 2, 3, 4)),
     samples=(
@@ -82,7 +83,7 @@ def test_a_whole_number_of_seconds_is_a_number_of_seconds() -> None:
         (("samples", 0, "at"), None, r"observation.samples\[0\].at: None is not float"),
         (("samples",), {}, "observation.samples: {} is not"),
         (("probe",), [], r"observation.probe: \[\] is not an object"),
-        (("scenario", "fault"), "fire", "'fire' is not a valid Fault"),
+        (("scenario", "fault"), 5, "observation.scenario.fault: 5 is not str"),
         (("surprise",), 1, r"unknown fields \['surprise'\]"),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else None,

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from hostfault.case.model import (
-    Access,
     Ended,
     Event,
-    Fault,
     FrameFaults,
     Observation,
     Outcome,
+    Page,
     ProbeReport,
     Sample,
     Scenario,
+    Terms,
     VerdictKind,
     observation_from_json,
 )
@@ -52,8 +52,9 @@ def sample(at: float, *faults: tuple[int, int, int], **changes: Any) -> Sample:
 def observed(
     *samples: Sample,
     outcome: Outcome | None = None,
-    access: Access = Access.LOAD,
-    fault: Fault = Fault.ZERO,
+    access: str = "load",
+    fault: str = "zero",
+    expected: int | None = None,
     **changes: Any,
 ) -> Observation:
     probe = ProbeReport(
@@ -66,8 +67,15 @@ def observed(
     )
     whole = Observation(
         scenario=Scenario("virtiofs-dax", fault, access, async_pf=True),
+        terms=Terms(
+            takes_page=fault == "zero",
+            control=fault == "none",
+            writes=access == "store",
+            by_kernel=False,
+            expected=expected,
+        ),
+        page=Page("shared/data", 0x8000, "tmpfs"),
         expected_gfn=GFN,
-        expected=None,
         waited=samples[-1].at if samples else 0.0,
         probe=probe,
         samples=samples,
@@ -241,22 +249,22 @@ def test_a_load_that_succeeds_beyond_the_end_of_the_file_is_stale() -> None:
 
 
 def test_a_wrong_byte_of_an_intact_file_is_stale_too() -> None:
-    wrong = quiet(Outcome("value", 0), expected=0x88, fault=Fault.NONE)
+    wrong = quiet(Outcome("value", 0), expected=0x88, fault="none")
     assert kind_of(wrong) is VerdictKind.STALE
 
 
 def test_a_store_is_ok_when_the_host_file_holds_the_byte() -> None:
-    stored = quiet(Outcome("value", 0x5A), access=Access.STORE, stored_byte=0x5A)
+    stored = quiet(Outcome("value", 0x5A), access="store", stored_byte=0x5A)
     assert kind_of(stored) is VerdictKind.OK
 
 
 def test_a_store_that_reached_no_file_is_stale() -> None:
-    lost = quiet(Outcome("value", 0x5A), access=Access.STORE, stored_byte=None)
+    lost = quiet(Outcome("value", 0x5A), access="store", stored_byte=None)
     assert kind_of(lost) is VerdictKind.STALE
 
 
 def test_a_store_into_an_intact_file_needs_a_look_at_the_file() -> None:
-    unseen = quiet(Outcome("value", 0x5A), access=Access.STORE, fault=Fault.NONE, expected=0x5A)
+    unseen = quiet(Outcome("value", 0x5A), access="store", fault="none", expected=0x5A)
     assert judge(unseen) is None
 
 
@@ -277,7 +285,7 @@ def test_a_signal_from_the_touching_instruction_needs_no_address() -> None:
 def test_an_error_for_an_access_that_the_host_never_saw_is_not_believed(outcome: Outcome) -> None:
     calm = sample(-0.1), sample(0.1), sample(0.2)
     assert judge(observed(*calm, outcome=outcome)) is None
-    by_the_guest = observed(*calm, outcome=outcome, fault=Fault.GUEST)
+    by_the_guest = observed(*calm, outcome=outcome, fault="guest")
     assert kind_of(by_the_guest) is VerdictKind.TASK_ERROR
 
 

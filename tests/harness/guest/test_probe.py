@@ -11,29 +11,29 @@ import pytest
 from hostfault.guest.probe import parse
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError, DeadlineError, HostfaultError
-from hostfault.remote.channel import LIMIT, Talk, steps
+from hostfault.remote.channel import LIMIT, Channel, steps
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Talk, socket.socket]]:
+def ends() -> Iterator[tuple[Channel, socket.socket]]:
     """A talk, and the program's end of it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        yield Talk("probe", cast("Any", ours)), theirs
+        yield Channel("probe", cast("Any", ours)), theirs
 
 
 def soon() -> Deadline:
     return Deadline(0.3, "the probe to be armed")
 
 
-def test_the_first_step_of_a_name_counts(ends: tuple[Talk, socket.socket]) -> None:
+def test_the_first_step_of_a_name_counts(ends: tuple[Channel, socket.socket]) -> None:
     talk, program = ends
     program.sendall(b'{"step": "armed", "rip": 1}\n{"step": "armed", "rip": 2}\n')
     assert talk.wait_for("armed", soon())["rip"] == 1
 
 
 def test_a_step_that_comes_in_pieces_counts_when_it_is_whole(
-    ends: tuple[Talk, socket.socket],
+    ends: tuple[Channel, socket.socket],
 ) -> None:
     talk, program = ends
     program.sendall(b'{"step": "ar')
@@ -43,14 +43,14 @@ def test_a_step_that_comes_in_pieces_counts_when_it_is_whole(
     assert talk.wait_for("armed", soon()) == {"step": "armed"}
 
 
-def test_a_program_that_failed_says_why(ends: tuple[Talk, socket.socket]) -> None:
+def test_a_program_that_failed_says_why(ends: tuple[Channel, socket.socket]) -> None:
     talk, program = ends
     program.sendall(b'{"step": "failed", "call": "mmap", "errno": 12}\n')
     with pytest.raises(HostfaultError, match=r"the probe could not prepare: .*'mmap'"):
         talk.wait_for("armed", soon())
 
 
-def test_a_program_that_ends_says_its_last_words(ends: tuple[Talk, socket.socket]) -> None:
+def test_a_program_that_ends_says_its_last_words(ends: tuple[Channel, socket.socket]) -> None:
     talk, program = ends
     program.sendall(b"sh: /bin/probe: not found\n")
     program.close()
@@ -58,14 +58,14 @@ def test_a_program_that_ends_says_its_last_words(ends: tuple[Talk, socket.socket
         talk.wait_for("armed", soon())
 
 
-def test_a_program_that_is_gone_is_a_lost_connection(ends: tuple[Talk, socket.socket]) -> None:
+def test_a_program_that_is_gone_is_a_lost_connection(ends: tuple[Channel, socket.socket]) -> None:
     talk, program = ends
     program.close()
     with pytest.raises(ConnectionLostError, match="the probe is gone"):
         talk.say("go")
 
 
-def test_what_a_program_says_is_bounded(ends: tuple[Talk, socket.socket]) -> None:
+def test_what_a_program_says_is_bounded(ends: tuple[Channel, socket.socket]) -> None:
     talk, program = ends
     for _ in range(LIMIT // 65536 + 2):
         program.sendall(b"a" * 65536)

@@ -53,7 +53,9 @@ def machine(log: Path, qemu: PretendedQemu, words: str = "") -> Machine:
     serial = Serial(log)
     with log.open("a") as stream:
         stream.write(words)
-    return Machine(cast("Any", qemu), cast("Any", qemu), serial, log.with_name("qemu.log"))
+    return Machine(
+        cast("Any", qemu), cast("Any", qemu), serial, log.with_name("qemu.log"), cast("Any", None)
+    )
 
 
 def shutdown(reason: str) -> Event:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hostfault.case.model import HostImage, Qemu
-from hostfault.host.qemu import environment_of, find_qemu, require_shared_memory_device
-from hostfault.plumbing.errors import LaunchError, MissingCapabilityError, UsageError
+from hostfault.host.qemu import environment_of, find_qemu
+from hostfault.plumbing.errors import LaunchError, UsageError
 
 DEVICE = 'name "vhost-user-test-device-pci", bus PCI, desc "vhost-user-test-device"'
 
@@ -115,21 +115,3 @@ def test_a_program_that_is_no_qemu_is_refused(tmp_path: Path, words: str) -> Non
     program.chmod(0o755)
     with pytest.raises(UsageError, match=r"--qemu .*: not a QEMU(?s:.*)is this QEMU"):
         find_qemu(str(program), None)
-
-
-@pytest.mark.parametrize("version", ["11.1.0", "11.2", "12.0.1"])
-def test_a_qemu_with_the_device_will_do(tmp_path: Path, version: str) -> None:
-    require_shared_memory_device(find_qemu(str(script(tmp_path / "qemu", version)), None))
-
-
-@pytest.mark.parametrize("version", ["7.2.19", "10.2", "11.0.9"])
-def test_a_qemu_that_is_too_old_is_a_missing_capability(tmp_path: Path, version: str) -> None:
-    qemu = find_qemu(str(script(tmp_path / "qemu", version)), None)
-    with pytest.raises(MissingCapabilityError, match="too old for virtiofs DAX: use --qemu image"):
-        require_shared_memory_device(qemu)
-
-
-def test_a_qemu_built_without_the_device_is_a_missing_capability(tmp_path: Path) -> None:
-    program = script(tmp_path / "qemu", devices='name "vhost-user-fs-pci", bus PCI')
-    with pytest.raises(MissingCapabilityError, match="built without vhost-user-test-device-pci"):
-        require_shared_memory_device(find_qemu(str(program), None))

@@ -486,6 +486,7 @@ def test_a_probe_that_does_not_compile_shows_the_compilers_words(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "probe.c").write_text("int main(void) { return nonsense; }")
-    monkeypatch.setattr(guest, "PROBE_SOURCE", tmp_path / "probe.c")
+    (tmp_path / "probe.h").touch()
+    monkeypatch.setattr(guest, "PROBE_SOURCES", tmp_path)
     with pytest.raises(LaunchError, match="nonsense"):
         guest.build_probe(cache)

@@ -11,8 +11,8 @@ from kernel_stand_ins import CONFIG, ENTRY, PATCH, RELEASE, SOURCE, FakeRoot, ar
 
 from hostfault.case.model import Kernel
 from hostfault.kernel import build, kvm_only, packaged, series, whole
-from hostfault.kernel.versions import Range
 from hostfault.plumbing.cache import Cache
+from hostfault.plumbing.versions import Range
 
 
 @pytest.fixture

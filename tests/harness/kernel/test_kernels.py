@@ -268,15 +268,12 @@ def test_a_path_that_cannot_be_read_says_why(tmp_path: Path, cache: Cache) -> No
         resolve(str(tmp_path), cache)
 
 
-def test_further_forms_of_naming_a_kernel_can_be_added(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_further_forms_of_naming_a_kernel_can_be_added(cache: Cache) -> None:
     kernel = Kernel("tree:x", RELEASE, Path("image"), Path("modules"), packaged=False)
     form = choose.Form("tree:PATH", lambda text: text.startswith("tree:"), lambda *_: kernel)
-    monkeypatch.setattr(choose, "FORMS", [form])
-    assert resolve("tree:x", cache) is kernel
+    assert choose.resolve_as("tree:x", cache, [form]) is kernel
     with pytest.raises(UsageError, match="tree:PATH"):
-        resolve("nonsense", cache)
+        choose.resolve_as("nonsense", cache, [form])
 
 
 # --- modules ------------------------------------------------------------------------------

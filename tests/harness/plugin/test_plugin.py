@@ -20,10 +20,11 @@ HERE = Path(__file__).parent
 REAL_TESTS = HERE.parents[1] / "dax"
 
 CONFTEST = f"""
-import dataclasses, json, pathlib
+import dataclasses, json, logging, pathlib
 from hostfault.plumbing import errors
 from hostfault.case.model import Kernel, Qemu, Verdict, VerdictKind, observation_from_json
-from hostfault.run.interface import LabFacts, Run
+from hostfault.case.record import LabFacts, Record
+from hostfault.case import known_issues
 pytest_plugins = ["hostfault.plugin.session"]
 OBSERVATIONS = pathlib.Path({str(HERE.parents[1] / "observations")!r})
 STOCK = Kernel("7.3", "7.3.4+deb13-cloud-amd64", pathlib.Path("k"), pathlib.Path("m"), True)
@@ -33,8 +34,9 @@ class FakeLab:
     kernel = STOCK
     verdict = "spin"  # what every scenario ends in, or an exception to raise
     trouble = None  # what preparing ends in
-    def __init__(self, say):
-        self.say = say
+    def __init__(self, settings):
+        self.settings = settings
+        self.say = logging.getLogger("hostfault.lab").info
     def __enter__(self):
         return self
     def __exit__(self, *what):
@@ -45,17 +47,23 @@ class FakeLab:
             raise self.trouble
         reason = "no usable /dev/kvm: absent"
         return LabFacts("emulated", reason, self.kernel, STOCK.release, STOCK, QEMU)
-    def run(self, scenario, folder):
+    def run(self, test, scenario, folder):
         self.say("booting the guest")
         if isinstance(self.verdict, BaseException):
             raise self.verdict
         path = OBSERVATIONS / "spin.apf-7.3.4.json"
         observation = observation_from_json(json.loads(path.read_text()))
         verdict = Verdict(VerdictKind(self.verdict), "64 faults on gfn 0xf8000", ("proof",))
-        return Run(observation, verdict, {{"guest boot": 4.5}}, cached=False)
+        observation = dataclasses.replace(observation, scenario=scenario)
+        issues = known_issues.load() if self.settings.known_issues else ()
+        issue = known_issues.match(issues, self.kernel, scenario)
+        phases = {{"guest boot": 4.5}}
+        return Record(
+            test, self.facts(), self.settings, observation, verdict, phases, False, issue, folder
+        )
 
-def pytest_hostfault_lab(settings, say):
-    return FakeLab(say)
+def pytest_hostfault_lab(settings):
+    return FakeLab(settings)
 """
 ONE = ("-k", "zero-load-apf")
 
@@ -88,7 +96,7 @@ def folder_of_the_one(suite: pytest.Pytester) -> Path:
 def test_an_accepted_verdict_passes(suite: pytest.Pytester) -> None:
     lab_that(suite, verdict="'task-error'", kernel="None")
     result = suite.runpytest("-k", "test_truncate")
-    result.assert_outcomes(passed=8)
+    result.assert_outcomes(passed=12)
     assert result.ret == 0
 
 
@@ -259,13 +267,11 @@ def test_a_machine_without_kvm_where_it_is_required_is_an_error(suite: pytest.Py
 # --- what is left to read ---
 
 
-def test_every_test_leaves_its_verdict_and_its_observation(suite: pytest.Pytester) -> None:
+def test_every_test_leaves_its_verdict(suite: pytest.Pytester) -> None:
     suite.runpytest(*ONE)
     verdict = json.loads((folder_of_the_one(suite) / "verdict.json").read_text())
     assert verdict["verdict"] == "spin"
     assert verdict["test"].endswith("test_truncate[virtiofs-dax-zero-load-apf]")
-    observation = json.loads((folder_of_the_one(suite) / "observation.json").read_text())
-    assert observation["expected_gfn"] == 0xF8008
 
 
 def test_junit_properties_carry_the_verdict(suite: pytest.Pytester) -> None:
@@ -329,13 +335,13 @@ def test_tests_of_one_machine_run_one_after_the_other(suite: pytest.Pytester) ->
         if "::" in line
     ]
     assert kinds == sorted(kinds)
-    assert len(kinds) == 12
+    assert len(kinds) == 18
 
 
 def test_a_case_is_picked_by_its_name_and_picks_no_other(suite: pytest.Pytester) -> None:
     result = suite.runpytest("--collect-only", "-q", *ONE)
     result.stdout.fnmatch_lines(["test_truncate.py::test_truncate[[]virtiofs-dax-zero-load-apf]"])
-    result.stdout.fnmatch_lines(["1/12 tests collected*"])
+    result.stdout.fnmatch_lines(["1/18 tests collected*"])
 
 
 # --- ends that nobody planned ---
@@ -379,7 +385,7 @@ def test_an_error_of_the_system_while_cleaning_up_hides_no_verdict(suite: pytest
 
 def test_sigterm_tears_down_like_ctrl_c(suite: pytest.Pytester) -> None:
     suite.makeconftest(
-        CONFTEST + "\ndef run(self, scenario, folder):\n"
+        CONFTEST + "\ndef run(self, test, scenario, folder):\n"
         "    import os, select\n"
         "    pathlib.Path('running').write_text(str(os.getpid()))\n"
         "    select.select([], [], [], 60)\n"

@@ -16,7 +16,7 @@ import hostfault
 from hostfault.plumbing import process
 from hostfault.plumbing.deadline import Deadline, poll
 from hostfault.plumbing.errors import LaunchError
-from hostfault.plumbing.process import end, run, shell_line, spawn, tail
+from hostfault.plumbing.process import call, end, run, shell_line, spawn, tail
 
 STUBBORN = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
 
@@ -238,3 +238,12 @@ def test_the_tail_of_a_log_is_its_last_bytes_or_nothing(tmp_path: Path) -> None:
     log.write_bytes(b"x" * 50 + b"\xff end")
     assert tail(log, 5) == "\ufffd end"
     assert tail(tmp_path / "none") == ""
+
+
+def test_a_program_that_people_watch_says_its_code_and_speaks_to_them(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert call(["sh", "-c", "echo hello; exit 3"], what="a program") == 3
+    assert capfd.readouterr().out == "hello\n"
+    with pytest.raises(LaunchError, match="a missing one did not start"):
+        call(["/nonexistent/program"], what="a missing one")

@@ -31,7 +31,9 @@ case $1 in
 -m) shift 3
     echo "python -m venv $*" >>"$CALLS"
     mkdir -p "$1/bin"
-    for name in pip pytest ruff mypy; do cp "$(dirname "$0")/apt-get" "$1/bin/$name"; done ;;
+    for name in pip pytest ruff mypy lint-imports; do
+        cp "$(dirname "$0")/apt-get" "$1/bin/$name"
+    done ;;
 esac
 """
 
@@ -136,7 +138,7 @@ def test_options_and_the_callers_directory_reach_pytest(sandbox: Sandbox, tmp_pa
     project = sandbox.project
     assert code == 5
     assert calls[-1] == (
-        f"pytest -c {project}/pyproject.toml -k dax {project}/tests/dax "
+        f"pytest -c {project}/pyproject.toml -k dax {project}/tests/dax {project}/tests/ram "
         "-k zero load --host-kernel=./b"
     )
 
@@ -148,7 +150,7 @@ def test_every_check_runs_and_the_worst_code_is_returned(sandbox: Sandbox, comma
     code, calls = sandbox.run(command)
     assert code == 3
     names = [call.split()[0] for call in calls][2:]  # after those that made the environment
-    assert names == ["ruff", "ruff", "mypy", "shellcheck", "pytest"]
+    assert names == ["ruff", "ruff", "mypy", "lint-imports", "shellcheck", "pytest"]
     (shellcheck,) = starting_with(calls, "shellcheck")
     linted = set(shellcheck.split()[3:])
     assert linted >= {"ci/dax", "ci/setup", "ci/test", ".ci/run"}

@@ -17,7 +17,7 @@ from hostfault.plumbing.cache import Cache
 from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import ConnectionLostError, DeadlineError, HostfaultError
 from hostfault.plumbing.ssh_keys import Identity, identity
-from hostfault.remote.ssh import OUTPUT_LIMIT, Shell, connect
+from hostfault.remote.ssh import OUTPUT_LIMIT, SshShell, connect
 
 PATIENCE = 0.5  # seconds, of a caller whom nobody answers
 Behaviour = Callable[[paramiko.Channel, threading.Event], None]
@@ -67,13 +67,13 @@ class Machine(paramiko.ServerInterface):
 
 
 @pytest.fixture
-def machine_that(keys: Identity, tmp_path: Path) -> Iterator[Callable[..., Shell]]:
+def machine_that(keys: Identity, tmp_path: Path) -> Iterator[Callable[..., SshShell]]:
     """Starts a machine that behaves so, and logs in."""
     machines: list[Machine] = []
     transports: list[paramiko.Transport] = []
-    shells: list[Shell] = []
+    shells: list[SshShell] = []
 
-    def start(behaviour: Behaviour, *, answers_exec: bool = True) -> Shell:
+    def start(behaviour: Behaviour, *, answers_exec: bool = True) -> SshShell:
         machine = Machine(behaviour, answers_exec=answers_exec)
         machines.append(machine)
         listener = socket.socket(socket.AF_UNIX)
@@ -109,7 +109,7 @@ def host_key(keys: Identity) -> paramiko.PKey:
     return paramiko.Ed25519Key(filename=str(path))
 
 
-def lost_within(shell: Shell, seconds: float) -> str:
+def lost_within(shell: SshShell, seconds: float) -> str:
     begun = now()
     with pytest.raises(ConnectionLostError) as caught:
         shell.run("true", Deadline(PATIENCE, "the guest to answer"))
@@ -147,7 +147,7 @@ def hangs_up(channel: paramiko.Channel, _over: threading.Event) -> None:
 
 
 def test_a_command_comes_back_with_its_text_and_its_code(
-    machine_that: Callable[..., Shell],
+    machine_that: Callable[..., SshShell],
 ) -> None:
     shell = machine_that(says(b"one ", b"two", code=3))
     answer = shell.run("x", Deadline(20.0, "an answer"))
@@ -155,14 +155,14 @@ def test_a_command_comes_back_with_its_text_and_its_code(
 
 
 def test_a_command_that_must_succeed_tells_what_it_said(
-    machine_that: Callable[..., Shell],
+    machine_that: Callable[..., SshShell],
 ) -> None:
     shell = machine_that(says(b"no such file\n", code=1))
     with pytest.raises(HostfaultError, match=r"'x' failed with 1: no such file$"):
         shell.check("x", Deadline(20.0, "an answer"))
 
 
-def test_of_endless_output_only_the_start_is_kept(machine_that: Callable[..., Shell]) -> None:
+def test_of_endless_output_only_the_start_is_kept(machine_that: Callable[..., SshShell]) -> None:
     shell = machine_that(says(*[b"a" * 65536] * 20))
     text = shell.run("x", Deadline(20.0, "an answer")).text
     assert len(text) == OUTPUT_LIMIT
@@ -172,34 +172,32 @@ def test_of_endless_output_only_the_start_is_kept(machine_that: Callable[..., Sh
     "behaviour", [hangs, drips, ends_its_output_and_nothing_else], ids=lambda each: each.__name__
 )
 def test_a_command_that_does_not_end_is_given_up_at_the_deadline(
-    machine_that: Callable[..., Shell], behaviour: Behaviour
+    machine_that: Callable[..., SshShell], behaviour: Behaviour
 ) -> None:
     words = lost_within(machine_that(behaviour), 20 * PATIENCE)
     assert words.startswith("guest: no answer to 'true': waited ")
 
 
 def test_a_machine_that_does_not_even_start_the_command_is_given_up(
-    machine_that: Callable[..., Shell],
+    machine_that: Callable[..., SshShell],
 ) -> None:
     words = lost_within(machine_that(hangs, answers_exec=False), 20 * PATIENCE)
     assert words.startswith("guest: no answer to 'true': waited ")
 
 
 def test_a_command_that_ends_without_a_code_has_not_answered(
-    machine_that: Callable[..., Shell],
+    machine_that: Callable[..., SshShell],
 ) -> None:
     assert lost_within(machine_that(hangs_up), 20 * PATIENCE).endswith(
         "it hung up without an exit code"
     )
 
 
-def test_a_connection_that_was_closed_is_lost(machine_that: Callable[..., Shell]) -> None:
+def test_a_connection_that_was_closed_is_lost(machine_that: Callable[..., SshShell]) -> None:
     shell = machine_that(says())
     shell.close()
     with pytest.raises(ConnectionLostError, match="no answer to 'x'"):
         shell.open("x", Deadline(PATIENCE, "an answer"))
-    with pytest.raises(ConnectionLostError, match="no way to port 7000"):
-        shell.tunnel(7000, Deadline(PATIENCE, "an answer"))
 
 
 def test_a_machine_that_never_greets_is_a_wait_that_ended(keys: Identity, tmp_path: Path) -> None:

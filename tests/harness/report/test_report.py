@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -11,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hostfault.case import known_issues as known
 from hostfault.case.model import (
-    Access,
-    Fault,
     Kernel,
     Qemu,
     Scenario,
@@ -21,14 +19,13 @@ from hostfault.case.model import (
     VerdictKind,
     observation_from_json,
 )
-from hostfault.kernel import known_issues as known
-from hostfault.plugin.options import Settings
+from hostfault.case.record import LabFacts, Record
+from hostfault.case.settings import Settings
 from hostfault.plumbing.errors import SetupError, UsageError
 from hostfault.report import artifacts
 from hostfault.report.artifacts import Artifacts, write_json
-from hostfault.report.record import Record, failure, properties, verdict_json
 from hostfault.report.table import Row, header, render
-from hostfault.run.interface import LabFacts, Run
+from hostfault.report.verdict_json import properties, verdict_json
 
 OBSERVATION = observation_from_json(
     json.loads((Path(__file__).parents[2] / "observations/spin.apf-7.3.4.json").read_text())
@@ -36,15 +33,22 @@ OBSERVATION = observation_from_json(
 STOCK = Kernel("7.3", "7.3.4+deb13-cloud-amd64", Path("/k/bzImage"), Path("/k/modules"), True)
 QEMU = Qemu("image", "11.1.3", ("qemu",))
 SPIN = Verdict(VerdictKind.SPIN, "64 faults on gfn 0xf8000", ("tracepoint: 64", "stats: 65"))
-CASE = Scenario("virtiofs-dax", Fault.ZERO, Access.LOAD, async_pf=True)
+CASE = Scenario("virtiofs-dax", "zero", "load", async_pf=True)
 FACTS = LabFacts("emulated", "no usable /dev/kvm: absent", STOCK, STOCK.release, STOCK, QEMU)
-RUN = Run(OBSERVATION, SPIN, {"guest boot": 4.8123}, cached=True)
 
 
 def record(verdict: Verdict = SPIN, settings: Settings | None = None) -> Record:
-    issue = known.match(known.load(), STOCK, CASE)
-    run = dataclasses.replace(RUN, verdict=verdict)
-    return Record("t.py::t[x]", CASE, FACTS, settings or Settings(), run, issue, Path("/a/t-x"))
+    return Record(
+        test="t.py::t[x]",
+        facts=FACTS,
+        settings=settings or Settings(),
+        observation=OBSERVATION,
+        verdict=verdict,
+        phases={"guest boot": 4.8123},
+        cached=True,
+        issue=known.match(known.load(), STOCK, CASE),
+        folder=Path("/a/t-x"),
+    )
 
 
 # --- artifacts ---
@@ -187,7 +191,7 @@ def test_the_junit_properties_carry_the_same_as_flat_text() -> None:
 
 
 def test_a_failure_shows_verdict_evidence_and_where_the_rest_is() -> None:
-    text = failure(record())
+    text = record().in_full()
     assert text.startswith("SPIN: 64 faults on gfn 0xf8000\n")
     assert "  stats: 65" in text
     assert text.endswith("artifacts: /a/t-x")
@@ -206,7 +210,7 @@ def test_only_an_answer_to_the_access_is_accepted(kind: VerdictKind) -> None:
 ROWS = [
     Row(CASE, "SPIN", "27,411 faults in 3.1 s", "known", "known issue: kvm-apf-error"),
     Row(
-        Scenario("nvdimm", Fault.MIDDLE, Access.STORE, async_pf=False),
+        Scenario("nvdimm", "middle", "store", async_pf=False),
         "TASK-ERROR",
         "SIGBUS",
         "good",

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import pytest
 
-from hostfault.case.model import Access, Ended, Event, Fault, Scenario, VerdictKind
+from hostfault.backing import GuestView
+from hostfault.case.model import Ended, Event, Page, Scenario, Terms, VerdictKind
 from hostfault.case.verdict import final_verdict
+from hostfault.fault import Scene
 from hostfault.guest.probe import Probe, parse
-from hostfault.host.testbed import AGENT_CALLS, Place
+from hostfault.host.testbed import AGENT_CALLS, HostLife, OutlivesUs, Testbed
 from hostfault.plumbing.errors import ConnectionLostError, MissingCapabilityError
 from hostfault.run.observe import Armed, observe, vcpu_stats
 
-SCENARIO = Scenario("virtiofs-dax", Fault.ZERO, Access.LOAD, async_pf=True)
+SCENARIO = Scenario("virtiofs-dax", "zero", "load", async_pf=True)
 GFN = 0xF8008
 RIP = 0x4016B5
 ARMED = f'{{"step": "armed", "address": "0x7f0000008000", "rip": "{RIP:#x}"}}\n'
@@ -82,16 +85,20 @@ class PretendedQemu:
         return
 
 
-class PretendedMachine:
-    """An emulated host of which QEMU says that it runs."""
+class PretendedHost:
+    """An emulated host of which QEMU says that it runs; a new SSH login works, or not."""
 
-    recorder = PretendedQemu()
+    def __init__(self, *, answers: bool) -> None:
+        self.answers = answers
 
     def ended(self) -> Ended | None:
         return None
 
-    def hung(self, words: str) -> Ended:
-        return Ended(None, None, f"{words}\nregisters")
+    def ended_silently(self, silence: str) -> Ended | None:
+        return None if self.answers else Ended(None, None, f"{silence}\nregisters")
+
+    def events(self) -> tuple[Event, ...]:
+        return ()
 
 
 class PretendedProbe:
@@ -117,27 +124,29 @@ class PretendedGuest:
 def case(
     agent: PretendedAgent,
     probe: PretendedProbe | None = None,
-    machine: PretendedMachine | None = None,
-    *,
-    host_answers: bool = False,
-) -> tuple[Place, Armed]:
-    place = Place(
+    host: HostLife | None = None,
+) -> tuple[Testbed, Armed]:
+    testbed = Testbed(
+        cast("Any", None),
         cast("Any", agent),
         cast("Any", PretendedQemu()),
         cast("Any", PretendedGuest()),
-        cast("Any", machine),
-        host_answers=lambda: host_answers,
+        host or OutlivesUs(),
     )
-    return place, Armed(cast("Probe", probe or PretendedProbe()), GFN)
+    page = Page("shared/data", 0x8000, "tmpfs")
+    scene = Scene(testbed.agent, testbed.guest, page, GuestView("/mnt/data", 0))
+    terms = Terms(True, False, False, False, None)
+    task = cast("Probe", probe or PretendedProbe())
+    return testbed, Armed(SCENARIO, terms, scene, task, GFN)
 
 
-def nothing(_place: Place, _scenario: Scenario) -> None:
+def nothing(_scene: Scene) -> None:
     return
 
 
 def test_a_spin_is_recorded_until_it_is_proven() -> None:
-    place, armed = case(PretendedAgent())
-    observation = observe(place, SCENARIO, armed, nothing)
+    testbed, armed = case(PretendedAgent())
+    observation = observe(testbed, armed, nothing)
     verdict = final_verdict(observation)
     assert verdict.kind is VerdictKind.SPIN
     assert observation.samples[0].at <= 0
@@ -146,8 +155,8 @@ def test_a_spin_is_recorded_until_it_is_proven() -> None:
 
 def test_what_comes_after_the_proof_does_not_undo_it() -> None:
     agent = PretendedAgent(answers=2)  # the sample before the touch, and the one that proves it
-    place, armed = case(agent, machine=PretendedMachine(), host_answers=True)
-    observation = observe(place, SCENARIO, armed, nothing)
+    testbed, armed = case(agent, host=PretendedHost(answers=True))
+    observation = observe(testbed, armed, nothing)
     assert len(observation.samples) == 2
     assert final_verdict(observation).kind is VerdictKind.SPIN
 
@@ -155,50 +164,50 @@ def test_what_comes_after_the_proof_does_not_undo_it() -> None:
 def test_a_host_that_cannot_count_is_a_missing_capability() -> None:
     agent = PretendedAgent()
     agent.events = ["kvm_async_pf_ready"]
-    place, armed = case(agent)
+    testbed, armed = case(agent)
     with pytest.raises(MissingCapabilityError, match=r"tracing: .* cannot count kvm_page_fault"):
-        observe(place, SCENARIO, armed, nothing)
+        observe(testbed, armed, nothing)
 
 
 def test_an_agent_that_is_gone_from_a_host_that_lives_is_trouble_and_no_verdict() -> None:
-    place, armed = case(PretendedAgent(answers=1), machine=PretendedMachine(), host_answers=True)
+    testbed, armed = case(PretendedAgent(answers=1), host=PretendedHost(answers=True))
     with pytest.raises(ConnectionLostError, match="sample"):
-        observe(place, SCENARIO, armed, nothing)
+        observe(testbed, armed, nothing)
 
 
 def test_an_emulated_host_that_does_not_answer_is_a_host_death() -> None:
     agent = PretendedAgent(answers=1)
-    place, armed = case(agent, machine=PretendedMachine())
-    verdict = final_verdict(observe(place, SCENARIO, armed, nothing))
+    testbed, armed = case(agent, host=PretendedHost(answers=False))
+    verdict = final_verdict(observe(testbed, armed, nothing))
     assert verdict.kind is VerdictKind.HOST_DEATH
     assert agent.hellos == 1 + AGENT_CALLS  # the first one asked for the release
 
 
 def test_a_fault_that_kills_the_host_is_a_host_death() -> None:
     agent = PretendedAgent(answers=1)
-    place, armed = case(agent, machine=PretendedMachine())
+    testbed, armed = case(agent, host=PretendedHost(answers=False))
 
-    def wreck(_place: Place, _scenario: Scenario) -> None:
+    def wreck(_scene: Scene) -> None:
         raise ConnectionLostError("waited 10.0 s for the host's agent to answer truncate")
 
-    observation = observe(place, SCENARIO, armed, wreck)
+    observation = observe(testbed, armed, wreck)
     assert final_verdict(observation).kind is VerdictKind.HOST_DEATH
     assert observation.host_ended is not None
     assert "truncate" in observation.host_ended.words
 
 
 def test_a_local_agent_that_does_not_answer_is_trouble_and_no_verdict() -> None:
-    place, armed = case(PretendedAgent(answers=1), host_answers=True)
+    testbed, armed = case(PretendedAgent(answers=1))
     with pytest.raises(ConnectionLostError, match="sample"):
-        observe(place, SCENARIO, armed, nothing)
+        observe(testbed, armed, nothing)
 
 
 def test_a_qemu_that_is_gone_is_not_taken_for_a_lost_connection() -> None:
     def gone() -> None:
         raise ConnectionLostError("the probe is gone: Socket is closed")
 
-    place, armed = case(PretendedAgent(qemu_code=-11), PretendedProbe(gone))
-    verdict = final_verdict(observe(place, SCENARIO, armed, nothing))
+    testbed, armed = case(PretendedAgent(qemu_code=-11), PretendedProbe(gone))
+    verdict = final_verdict(observe(testbed, armed, nothing))
     assert verdict.kind is VerdictKind.VMM_DEATH
     assert "SIGSEGV" in verdict.summary
 
@@ -207,9 +216,9 @@ def test_a_probe_that_is_lost_while_all_else_lives_is_trouble_and_no_verdict() -
     def gone() -> None:
         raise ConnectionLostError("the probe is gone: Socket is closed")
 
-    place, armed = case(PretendedAgent(faults=0), PretendedProbe(gone))
+    testbed, armed = case(PretendedAgent(faults=0), PretendedProbe(gone))
     with pytest.raises(ConnectionLostError, match="the probe is gone"):
-        observe(place, SCENARIO, armed, nothing)
+        observe(testbed, armed, nothing)
 
 
 def test_the_statistics_of_all_vcpus_are_added_up() -> None:
@@ -219,6 +228,7 @@ def test_the_statistics_of_all_vcpus_are_added_up() -> None:
             stats = [{"name": "pf_taken", "value": 5}, {"name": "guest_mode", "value": True}]
             return [{"stats": stats}, {"stats": [{"name": "pf_taken", "value": 7}]}]
 
-    place, _ = case(PretendedAgent())
-    place.recorder = cast("Any", Qemu())
-    assert vcpu_stats(place) == {"pf_taken": 12}
+    testbed, _ = case(PretendedAgent())
+    assert vcpu_stats(dataclasses.replace(testbed, recorder=cast("Any", Qemu()))) == {
+        "pf_taken": 12
+    }

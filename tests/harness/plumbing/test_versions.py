@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostfault.kernel.versions import Range, range_of, version_of
+from hostfault.plumbing.versions import Range, range_of, version_of
 
 
 @pytest.mark.parametrize(

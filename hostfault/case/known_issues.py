@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostfault.case.model import Fault, Kernel, Scenario, VerdictKind
-from hostfault.kernel.versions import Range, range_of, version_of
+from hostfault.case.model import Kernel, Scenario, VerdictKind
 from hostfault.plumbing.project import KERNELS
+from hostfault.plumbing.versions import Range, range_of, version_of
 
 KNOWN_ISSUES = KERNELS / "known_issues.toml"
 
@@ -27,7 +27,7 @@ class KnownIssue:
     reference: str  # where it was discussed
     kernels: Range  # the releases that have it
     verdict: VerdictKind  # what it makes of a test
-    faults: frozenset[Fault]  # the faults that it concerns
+    faults: frozenset[str]  # the faults that it concerns
 
     @property
     def reason(self) -> str:
@@ -46,7 +46,7 @@ def load(path: Path = KNOWN_ISSUES) -> tuple[KnownIssue, ...]:
             reference=entry["reference"],
             kernels=range_of(entry["kernels"]),
             verdict=VerdictKind(entry["verdict"]),
-            faults=frozenset(Fault(fault) for fault in entry["faults"]),
+            faults=frozenset(entry["faults"]),
         )
         for entry in entries
     )

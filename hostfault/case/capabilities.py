@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import NoReturn
 
-import pytest
-
-from hostfault.plumbing.errors import MissingCapabilityError, UsageError
+from hostfault.plumbing.errors import UsageError
 
 CAPABILITIES: Mapping[str, str] = {
     "shared-memory-device": "a QEMU of 11.1 or newer, built with vhost-user-test-device-pci",
@@ -33,11 +30,3 @@ def check_names(required: Collection[str]) -> None:
         if name not in CAPABILITIES and name != ALL:
             known = "\n".join(f"  {key}: {text}" for key, text in CAPABILITIES.items())
             raise UsageError(f"--require {name}: no such capability; there are\n{known}\n  {ALL}")
-
-
-def skip_or_fail(error: MissingCapabilityError, required: Collection[str]) -> NoReturn:
-    """Skip the running test, or fail it if the capability is required. Always raises."""
-    if error.capability in required or ALL in required:
-        text = f"--require {error.capability}: {error.reason}"
-        raise pytest.fail.Exception(text, pytrace=False) from None
-    raise pytest.skip.Exception(str(error)) from None

@@ -1,0 +1,107 @@
+"""File systems of the agent's own: mounted, filled to the last page, and what a path lies on.
+
+Only what was mounted here is ever filled: the machine may be shared with others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 0x4000, 1 << 18  # mount(2)
+CLONE_NEWNS = 0x20000  # unshare(2)
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class OwnFileSystems:
+    """Tmpfs instances by the directory that they are mounted at."""
+
+    def __init__(self) -> None:
+        self._fillers: dict[Path, int] = {}  # what fills it; -1: nothing does
+        self._mounted: set[Path] = set()
+
+    def mount(self, directory: Path, size: int) -> bool:
+        """Mount a tmpfs of ``size`` bytes; returns whether this process may. Raises OSError."""
+        options = f"size={size},mode=0755".encode()
+        flags = MS_NOSUID | MS_NODEV
+        if _LIBC.mount(b"hostfault", os.fsencode(directory), b"tmpfs", flags, options) != 0:
+            number = ctypes.get_errno()
+            if number == errno.EPERM:
+                return False
+            raise OSError(number, os.strerror(number), str(directory))
+        self._mounted.add(directory)
+        return True
+
+    def fill(self, path: Path) -> None:
+        """Fill the file system of a file, so that not one page is left. Raises OSError."""
+        place = self._of(path)
+        if place in self._fillers:
+            return
+        filler = os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._fillers[place] = filler
+        end, step = 0, 1 << 30
+        while step >= os.sysconf("SC_PAGESIZE"):
+            try:
+                os.posix_fallocate(filler, end, step)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                step //= 2
+            else:
+                end += step
+
+    def make_room(self, path: Path) -> None:
+        """Take away what fills the file system of a file."""
+        filler = self._fillers.pop(self._of(path), None)
+        if filler is not None:
+            os.close(filler)
+
+    def close(self) -> None:
+        """Unmount everything; what is in use goes when its last user does (umount2(2))."""
+        for filler in self._fillers.values():
+            os.close(filler)
+        self._fillers.clear()
+        for place in self._mounted:
+            _LIBC.umount2(os.fsencode(place), 2)  # MNT_DETACH
+        self._mounted.clear()
+
+    def _of(self, path: Path) -> Path:
+        for place in self._mounted:
+            if path.is_relative_to(place):
+                return place
+        raise PermissionError(f"{path} is on no file system of the agent's own")
+
+
+def leave_mount_namespace() -> None:
+    """See to it that what is mounted from now on is seen, and outlived, by nobody else.
+
+    Only root can; others cannot mount, either.
+    """
+    with suppress(PermissionError):
+        if _LIBC.unshare(CLONE_NEWNS) != 0:
+            raise PermissionError
+        _LIBC.mount(None, b"/", None, MS_REC | MS_PRIVATE, None)
+
+
+def punch_hole(fd: int, at: int, length: int) -> None:
+    """Give the pages of a range back; they read as zeroes (fallocate(2)). Raises OSError."""
+    keep_size_and_punch = 1 | 2
+    offset, size = ctypes.c_longlong(at), ctypes.c_longlong(length)
+    if _LIBC.fallocate(fd, keep_size_and_punch, offset, size) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def type_of(fd: int) -> str:
+    """The file system type of an open file ("tmpfs", ...), from /proc/self/mountinfo (proc(5))."""
+    device = os.fstat(fd).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split()[2] == wanted:
+            return after.split()[0]
+    return "unknown"

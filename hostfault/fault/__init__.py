@@ -1,0 +1,21 @@
+"""Faults: how a host loses a page. One file each, and one line in the registry."""
+
+from hostfault.fault.base import Fault, Scene, require
+from hostfault.fault.full import Full
+from hostfault.fault.guest import GuestTruncation
+from hostfault.fault.none import NoFault
+from hostfault.fault.truncate import Truncation
+from hostfault.plumbing.registry import Registry
+
+FAULTS: Registry[Fault] = Registry(
+    "fault",
+    (
+        NoFault(),
+        Truncation("zero", keep=False),
+        Truncation("middle", keep=True),
+        GuestTruncation(),
+        Full(),
+    ),
+)
+
+__all__ = ["FAULTS", "Fault", "Scene", "require"]

@@ -1,0 +1,94 @@
+"""Which host a run gets, and why. Pure: settings and facts of the machine in, a choice out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hostfault.case.settings import Settings
+from hostfault.plumbing.errors import MissingCapabilityError, UsageError
+
+Kind = Literal["local", "emulated"]
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """What this machine is as a host; found out by :mod:`hostfault.host.preflight`."""
+
+    why_not_kvm: str  # why no guest boots on its /dev/kvm; "" if one does
+    why_not_traced: str  # why KVM's tracepoints cannot be counted; "" if they can
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kind of host, and the reason for it in a person's words."""
+
+    kind: Kind
+    reason: str
+
+
+def forced(settings: Settings) -> Choice | None:
+    """The choice that follows from what was asked for alone; None if the machine decides.
+
+    Raises :class:`UsageError` for options that contradict each other.
+    """
+    emulated_only = _what_needs_an_emulated_host(settings)
+    if settings.host == "local" and emulated_only:
+        raise UsageError(
+            f"{emulated_only} needs an emulated host: a local one runs the kernel that it runs. "
+            f"Leave out --host local, or {emulated_only}"
+        )
+    if "kvm" in settings.require and (settings.host == "emulated" or emulated_only):
+        raise UsageError(
+            "--require kvm wants this machine's own kernel to be tested: "
+            "leave out --host emulated and --host-kernel, or --require kvm"
+        )
+    if settings.host == "emulated":
+        choice = Choice("emulated", "asked for with --host emulated")
+    elif emulated_only:
+        choice = Choice("emulated", f"{emulated_only} boots in one")
+    else:
+        return None
+    return _checked(choice, settings)
+
+
+def choose(settings: Settings, machine: MachineFacts) -> Choice:
+    """The choice on this machine.
+
+    Raises :class:`UsageError` or :class:`MissingCapabilityError` if it lacks what was demanded.
+    """
+    if choice := forced(settings):
+        return choice
+    missing = _missing(machine)
+    if missing is None:
+        return Choice("local", "a guest boots on /dev/kvm")
+    if settings.host == "local" and missing.capability == "kvm":
+        raise UsageError(f"--host local: {missing.reason}; --host emulated needs no KVM")
+    if settings.host == "local":
+        raise missing
+    if "kvm" in settings.require:
+        raise MissingCapabilityError("kvm", missing.reason)
+    return _checked(Choice("emulated", missing.reason), settings)
+
+
+def _what_needs_an_emulated_host(settings: Settings) -> str:
+    if settings.host_kernel:
+        return "--host-kernel"
+    return "--host-append" if settings.host_append else ""
+
+
+def _missing(machine: MachineFacts) -> MissingCapabilityError | None:
+    if machine.why_not_kvm:
+        return MissingCapabilityError("kvm", f"no usable /dev/kvm: {machine.why_not_kvm}")
+    if machine.why_not_traced:
+        return MissingCapabilityError("tracing", machine.why_not_traced)
+    return None
+
+
+def _checked(choice: Choice, settings: Settings) -> Choice:
+    if settings.qemu != "image":
+        raise UsageError(
+            "--qemu needs a local host: in an emulated host the QEMU of its image runs the "
+            "guests. Leave --qemu out, or use --host local"
+        )
+    return choice

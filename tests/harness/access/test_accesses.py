@@ -1,0 +1,61 @@
+"""The accesses that tests can name are those that the probe can do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hostfault.access import ACCESSES, Access
+from hostfault.image.guest import build_probe
+from hostfault.plumbing.cache import Cache
+from hostfault.plumbing.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache = Cache(tmp_path_factory.mktemp("cache"))
+    return build_probe(cache)
+
+
+def outcome_of(probe: Path, file: Path, access: Access) -> dict[str, object]:
+    """What the probe reports when nothing happens between its two touches."""
+    words = ["--file", file, "--length", "8192", "--offset", "4097", "--first", "1"]
+    line = [probe, *words, "--access", access.name, "--value", "90"]
+    said = subprocess.run(line, input="go\n", capture_output=True, text=True, check=True).stdout
+    steps = {step["step"]: step for step in map(json.loads, said.splitlines())}
+    assert (int(steps["armed"]["rip"], 16) == 0) == access.by_kernel
+    return dict(steps["outcome"])
+
+
+def test_the_probe_knows_every_access_and_no_other(probe: Path) -> None:
+    usage = subprocess.run([probe], capture_output=True, text=True, check=False).stderr
+    assert set(usage.rpartition("accesses:")[2].split()) == {access.name for access in ACCESSES}
+
+
+@pytest.mark.parametrize("access", list(ACCESSES), ids=lambda access: access.name)
+def test_an_access_touches_the_byte_that_it_is_told_to(
+    probe: Path, tmp_path: Path, access: Access
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(range(256)) * 32)
+    outcome = outcome_of(probe, file, access)
+    left = file.read_bytes()
+    assert outcome == {"step": "outcome", "kind": "value", "value": 90 if access.writes else 1}
+    assert left[4097] == (90 if access.writes else 1)
+    assert left[1] == (0xFF - 90 if access.writes else 1), "the first touch is elsewhere"
+
+
+def test_a_file_that_ends_before_the_byte_is_told_by_a_system_call(
+    probe: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(4096))
+    assert outcome_of(probe, file, ACCESSES["read"])["kind"] == "end"
+
+
+def test_a_name_that_is_unknown_is_told_what_there_is() -> None:
+    with pytest.raises(UsageError, match="no access 'fetch'; known are load, store, read, write"):
+        ACCESSES["fetch"]

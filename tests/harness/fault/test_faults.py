@@ -1,0 +1,95 @@
+"""What each fault says of itself, and what it does, on files of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from hostfault.access import ACCESSES
+from hostfault.backing import BACKINGS, GuestView
+from hostfault.case.model import PAGE_SIZE, Page
+from hostfault.fault import FAULTS, Scene, require
+from hostfault.host.local import local_agent
+from hostfault.plumbing.errors import HostfaultError, UsageError
+from hostfault.remote.agent import Agent
+
+FILE = "own/data"
+LOAD, STORE = ACCESSES["load"], ACCESSES["store"]
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    with local_agent(tmp_path / "run", tmp_path) as agent:
+        agent.make_directory("own")
+        yield agent
+
+
+@pytest.fixture
+def scene(agent: Agent) -> Scene:
+    agent.make_file(FILE, [1, 2, None, 4], PAGE_SIZE)
+    page = Page(FILE, 2 * PAGE_SIZE, "tmpfs")
+    return Scene(agent, cast("Any", None), page, GuestView("/mnt/data", 0))
+
+
+def test_no_name_is_part_of_another_so_that_k_picks_one() -> None:
+    names = [fault.name for fault in FAULTS]
+    assert not [(a, b) for a in names for b in names if a != b and a in b]
+
+
+def test_a_name_that_is_unknown_is_told_what_there_is() -> None:
+    with pytest.raises(UsageError, match="no fault 'fire'; known are none, zero, middle"):
+        FAULTS["fire"]
+
+
+@pytest.mark.parametrize(
+    ("backing", "fault"), [("ram", "zero"), ("ram", "middle"), ("ram", "guest")]
+)
+def test_a_fault_that_a_backing_cannot_have_says_what_is_missing(backing: str, fault: str) -> None:
+    reason = require(FAULTS[fault], BACKINGS[backing])
+    assert reason.startswith(f"ram cannot have the fault {fault}: needs ")
+
+
+@pytest.mark.parametrize("backing", list(BACKINGS), ids=lambda backing: backing.name)
+@pytest.mark.parametrize("fault", ["none", "full"])
+def test_every_backing_can_have_these(backing: Any, fault: str) -> None:
+    assert require(FAULTS[fault], backing) == ""
+
+
+def test_only_a_control_leaves_a_page_to_be_seen() -> None:
+    assert FAULTS["none"].expected(LOAD, was=1, stored=2) == 1
+    assert FAULTS["none"].expected(STORE, was=1, stored=2) == 2
+    assert {fault.expected(LOAD, 1, 2) for fault in FAULTS if not fault.control} == {None}
+
+
+@pytest.mark.parametrize(("fault", "size"), [("zero", 0), ("middle", 2 * PAGE_SIZE)])
+def test_a_truncation_takes_the_page_and_is_undone_by_growing(
+    scene: Scene, fault: str, size: int
+) -> None:
+    FAULTS[fault].inject(scene)
+    assert scene.agent.stat(FILE)["size"] == size
+    assert scene.agent.byte(FILE, scene.page.offset) is None
+    FAULTS[fault].undo(scene)
+    assert scene.agent.byte(FILE, scene.page.offset) == 0
+
+
+def test_a_file_system_that_is_not_ours_is_never_filled(scene: Scene) -> None:
+    with pytest.raises(HostfaultError, match="on no file system of the agent's own"):
+        FAULTS["full"].inject(scene)
+
+
+def test_a_full_file_system_has_no_page_for_a_hole_until_room_is_made(agent: Agent) -> None:
+    if not agent.mount("own", 1 << 20):
+        pytest.skip("only root may mount a tmpfs")
+    agent.make_file(FILE, [1, None], PAGE_SIZE)
+    assert agent.file_system(FILE) == "tmpfs"
+    scene = Scene(agent, cast("Any", None), Page(FILE, PAGE_SIZE, "tmpfs"), GuestView("/x", 0))
+    FAULTS["full"].inject(scene)
+    with pytest.raises(HostfaultError, match="No space left"):
+        agent.write_pages(FILE, PAGE_SIZE, [7], PAGE_SIZE)
+    assert agent.byte(FILE, PAGE_SIZE) == 0, "reading a hole takes no page"
+    FAULTS["full"].undo(scene)
+    agent.write_pages(FILE, PAGE_SIZE, [7], PAGE_SIZE)
+    assert agent.byte(FILE, PAGE_SIZE) == 7
