@@ -123,8 +123,8 @@ class Agent:
         return os.read(stream.fileno(), 65536).decode("latin-1") or None
 
     def hang_up(self, name: str) -> None:
-        """End a child that was opened."""
-        _end(self._children[name])
+        """Kill a child that was opened; it is reaped when it is asked about, or at the end."""
+        self._children[name].kill()
 
     def mapped_at(self, name: str, address: int) -> list[Any] | None:
         """File and offset that a child has mapped at an address; None for no file (proc(5))."""
@@ -255,6 +255,16 @@ class Agent:
             "ended": self.ended(name),
             "tails": [self.read(path, offset=-6000)["text"] for path in tails],
         }
+
+    def tails(self, paths: list[str], limit: int) -> list[str | None]:
+        """The ends of several files, of ``limit`` bytes each; None for one that is not there."""
+        texts: list[str | None] = []
+        for path in paths:
+            try:
+                texts.append(self.read(path, offset=-limit)["text"])
+            except OSError:
+                texts.append(None)
+        return texts
 
     def kernel_log(self) -> str:
         """What the kernel has logged since :meth:`trace` (Documentation/ABI/testing/dev-kmsg)."""

@@ -135,11 +135,7 @@ class VirtiofsDax:
 
 
 def _log(agent: Agent) -> str:
-    printed = agent.read(f"{CHILD}.log", offset=-4000)[0]
-    try:
-        return agent.read(LOG, offset=-8000)[0] + printed
-    except HostfaultError:  # it ended before it made its log
-        return printed
+    return "".join(agent.tails([LOG, f"{CHILD}.log"], 8000))
 
 
 def find_frame(log_text: str, inode: int, offset: int, writable: bool) -> int | None:

@@ -98,6 +98,12 @@ def wait_ready(agent: Agent, deadline: Deadline, alive: Callable[[], None]) -> N
     poll(deadline, look, interval=0.2)
 
 
+def logs(agent: Agent) -> tuple[str, str]:
+    """The ends of the guest's console, and of what its QEMU printed."""
+    console, qemu = agent.tails([CONSOLE, f"{NAME}.log"], 20000)
+    return console, qemu
+
+
 def console(agent: Agent) -> str:
     """The end of the guest's console."""
     return agent.read(CONSOLE, offset=-20000)[0]

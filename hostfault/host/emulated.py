@@ -228,6 +228,8 @@ class Configuration:
             agent=agent,
             recorder=recorder,
             guest=CarriedShell(agent, GUEST_CLIENT, notes.guest_connections),
+            log_in_to_guest=lambda d: connect("guest", sockets.guest_ssh, self._identity, d),
+            log_in_to_host=lambda d: connect("host", sockets.host_ssh, self._identity, d),
             host=EmulatedLife(machine, sockets, self._identity),
             watch=watch,
             cached=not fresh,

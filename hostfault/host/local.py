@@ -90,7 +90,14 @@ class LocalHost:
         watch.lap("guest ssh")
         mount_backing(agent, backing, guest)
         watch.lap("backend ready")
-        return Testbed(backing, agent, recorder, guest, watch=watch)
+        return Testbed(
+            backing=backing,
+            agent=agent,
+            recorder=recorder,
+            guest=guest,
+            log_in_to_guest=lambda d: connect("guest", directory / "guest-ssh", self.identity, d),
+            watch=watch,
+        )
 
     def _guest_command(self, scenario: Scenario, backing: Backing, directory: Path) -> list[str]:
         spec = boot.GuestSpec(

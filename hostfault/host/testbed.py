@@ -18,6 +18,7 @@ from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
 from hostfault.remote.agent import Agent
 from hostfault.remote.qmp import Recorder
 from hostfault.remote.shell import Shell
+from hostfault.remote.ssh import SshShell
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ class Testbed:
     agent: Agent
     recorder: Recorder  # QMP of the guest's QEMU
     guest: Shell
+    log_in_to_guest: Callable[[Deadline], SshShell] | None = None  # one more connection, for people
+    log_in_to_host: Callable[[Deadline], SshShell] | None = None  # None: a local host
     host: HostLife = field(default_factory=OutlivesUs)
     watch: Stopwatch = field(default_factory=Stopwatch)
     cached: bool = False  # forked from a snapshot that was there
@@ -150,15 +153,11 @@ def mount_backing(agent: Agent, backing: Backing, guest: Shell) -> None:
 def keep_logs(agent: Agent, backing: Backing, folder: Path) -> None:
     """Fetch the logs that lie on the host, however the case went; a dead host gives none."""
     folder.mkdir(parents=True, exist_ok=True)
-    sources: dict[str, Callable[[], str]] = {
-        GUEST_CONSOLE: lambda: boot.console(agent),
-        GUEST_QEMU_LOG: lambda: boot.qemu_log(agent),
-    }
-    for name in backing.logs:
-        sources[name] = lambda name=name: backing.read_logs(agent)[name]  # type: ignore[misc]
-    for name, source in sources.items():
-        try:
-            text = source()
-        except HostfaultError as error:
-            text = f"not to be had: {error}"
+    try:
+        console, qemu = boot.logs(agent)
+        texts = {GUEST_CONSOLE: console, GUEST_QEMU_LOG: qemu, **backing.read_logs(agent)}
+    except HostfaultError as error:
+        names = (GUEST_CONSOLE, GUEST_QEMU_LOG, *backing.logs)
+        texts = dict.fromkeys(names, f"not to be had: {error}")
+    for name, text in texts.items():
         (folder / name).write_text(text)

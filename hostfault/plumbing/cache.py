@@ -71,6 +71,7 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self._held: dict[Path, int] = {}
+        self._grown: set[str] = set()  # kinds that an entry was added to
         self._guard = threading.Lock()
 
     def obtain(self, kind: str, key: str, build: Callable[[Path], None]) -> Path:
@@ -108,6 +109,10 @@ class Cache:
         """
         self.release(entry)
         _remove(entry)
+
+    def has_grown(self, kind: str) -> bool:
+        """Whether this object has added to a kind; to measure what others hold takes time."""
+        return kind in self._grown
 
     def prune(self, kind: str, max_bytes: int) -> None:
         """Remove entries of a kind, least recently used first, until they take ``max_bytes``.
@@ -171,6 +176,7 @@ class Cache:
                     partial.mkdir()
                 build(partial)
                 partial.rename(entry)
+                self._grown.add(entry.parent.name)
         except BaseException:
             _remove_tree(partial)
             raise

@@ -151,6 +151,11 @@ class Agent:
         """
         return dict(self._ask("sample", name=name, tails=list(tails), watched=watched))
 
+    def tails(self, paths: Sequence[str], limit: int) -> list[str]:
+        """The ends of several files, of ``limit`` bytes each; empty for one that is not there."""
+        texts = self._ask("tails", paths=list(paths), limit=limit)
+        return [(text or "").encode("latin-1").decode(errors="replace") for text in texts]
+
     def kernel_log(self) -> str:
         """What the host's kernel has logged since :meth:`trace`."""
         return str(self._ask("kernel_log"))

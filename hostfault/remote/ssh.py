@@ -70,6 +70,16 @@ class SshShell:
                 channel.exec_command(command)
             return channel
 
+    def open_terminal(self, term: str, columns: int, lines: int) -> paramiko.Channel:
+        """A login shell on a terminal of the far machine."""
+        deadline = Deadline(20.0, "a terminal")
+        with self._or_lost("no terminal", deadline):
+            channel = self._transport.open_session(timeout=_timeout(deadline))
+            with _closed_at(deadline, channel):
+                channel.get_pty(term, columns, lines)
+                channel.invoke_shell()
+            return channel
+
     def close(self) -> None:
         """Hang up."""
         self._transport.close()

@@ -181,7 +181,8 @@ class Lab:
     def _trim(self) -> None:
         """Keep what grows with every change of the project or of a kernel within bounds."""
         for kind, limit in CACHE_LIMITS.items():
-            self._cache.prune(kind, limit)
+            if self._cache.has_grown(kind):
+                self._cache.prune(kind, limit)
 
     @cached_property
     def _issues(self) -> tuple[known_issues.KnownIssue, ...]:

@@ -165,10 +165,11 @@ class Recording:
 
     def _last_look(self) -> None:
         testbed = self._testbed
+        console, qemu_log = boot.logs(testbed.agent)
         self._keep(
             registers=_ask(lambda: testbed.recorder.monitor("info registers -a"), ""),
-            guest_console=boot.console(testbed.agent),
-            qemu_log=boot.qemu_log(testbed.agent),
+            guest_console=console,
+            qemu_log=qemu_log,
             host_log=testbed.agent.kernel_log(),
             stored_byte=self._byte_in_the_file(),
         )

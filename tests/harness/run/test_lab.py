@@ -53,8 +53,13 @@ def test_a_lab_leaves_each_kind_within_its_bound(
 ) -> None:
     monkeypatch.setitem(CACHE_LIMITS, "packages", 0)
     other = Cache(tmp_path)
-    entry = other.obtain("packages", "key", lambda place: (place / "deb").write_text("x" * 9000))
+    old = other.obtain("packages", "old", lambda place: (place / "deb").write_text("x" * 9000))
     other.close()
     with PretendedLab(Settings(), Cache(tmp_path)):
-        assert entry.is_dir()
-    assert not entry.exists()
+        pass
+    assert old.is_dir(), "a run that adds nothing does not measure what is there"
+    cache = Cache(tmp_path)
+    with PretendedLab(Settings(), cache):
+        new = cache.obtain("packages", "new", lambda place: (place / "deb").write_text("x"))
+        cache.release(new)
+    assert not old.exists()

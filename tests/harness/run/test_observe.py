@@ -59,8 +59,8 @@ class PretendedAgent:
     def trace(self) -> list[str]:
         return self.events
 
-    def read(self, *_: object, **__: object) -> tuple[str, int]:
-        return "", 0
+    def tails(self, paths: Sequence[str], _limit: int) -> list[str]:
+        return ["" for _ in paths]
 
     def kernel_log(self) -> str:
         return ""
@@ -131,7 +131,7 @@ def case(
         cast("Any", agent),
         cast("Any", PretendedQemu()),
         cast("Any", PretendedGuest()),
-        host or OutlivesUs(),
+        host=host or OutlivesUs(),
     )
     page = Page("shared/data", 0x8000, "tmpfs")
     scene = Scene(testbed.agent, testbed.guest, page, GuestView("/mnt/data", 0))

@@ -1,0 +1,67 @@
+"""ci/shell, for real: a command or a terminal in a fork of the snapshot, and nothing left of it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+from hostfault.plumbing.deadline import Deadline
+
+SHELL = [sys.executable, "-P", "-m", "hostfault.shell"]
+SOON = 200.0  # seconds: where there is no snapshot yet, one is made
+
+
+def left() -> set[Path]:
+    return {path for path in Path("/tmp").glob("hostfault-*") if path.stat().st_uid == os.geteuid()}
+
+
+def test_a_command_in_the_guest_sees_the_dax_mount_and_its_code_is_ours() -> None:
+    before = left()
+    line = [*SHELL, "--guest", "--run", "cat /proc/mounts; exit 7"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=SOON, check=False)
+    assert done.returncode == 7, done.stderr
+    assert "virtiofs rw,relatime,dax=always" in done.stdout
+    assert left() <= before, "a directory is left"
+
+
+def test_a_command_in_the_host_has_the_tracepoints_at_hand() -> None:
+    line = [*SHELL, "--host", "--run", "ls /sys/kernel/tracing/events/kvm; uname -r"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=SOON, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "kvm_page_fault" in done.stdout
+
+
+def test_without_a_terminal_there_is_no_shell_but_an_error() -> None:
+    done = subprocess.run(
+        SHELL, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SOON, check=False
+    )
+    assert done.returncode == 255
+    assert "no terminal: use --run COMMAND" in done.stderr
+
+
+def test_what_is_typed_reaches_the_shell_and_ctrl_d_ends_it() -> None:
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(SHELL, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    try:
+        read_until(ours, "Ctrl-D ends it", Deadline(SOON, "the greeting"))
+        os.write(ours, b"echo the answer is $((6 * 7))\n")
+        read_until(ours, "the answer is 42", Deadline(20.0, "an answer"))
+        os.write(ours, b"\x04")
+        assert child.wait(20.0) == 0
+    finally:
+        child.kill()
+        child.wait()
+        os.close(ours)
+
+
+def read_until(terminal: int, words: str, deadline: Deadline) -> None:
+    said = b""
+    os.set_blocking(terminal, True)
+    while words not in said.decode(errors="replace"):
+        deadline.saw(said)
+        deadline.check()
+        said += os.read(terminal, 4096)
