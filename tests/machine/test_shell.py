@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,7 @@ def test_what_is_typed_reaches_the_shell_and_ctrl_d_ends_it() -> None:
     os.close(theirs)
     try:
         read_until(ours, "Ctrl-D ends it", Deadline(SOON, "the greeting"))
+        read_until(ours, "~ # ", Deadline(20.0, "the prompt"))
         os.write(ours, b"echo the answer is $((6 * 7))\n")
         read_until(ours, "the answer is 42", Deadline(20.0, "an answer"))
         os.write(ours, b"\x04")
@@ -60,8 +62,8 @@ def test_what_is_typed_reaches_the_shell_and_ctrl_d_ends_it() -> None:
 
 def read_until(terminal: int, words: str, deadline: Deadline) -> None:
     said = b""
-    os.set_blocking(terminal, True)
     while words not in said.decode(errors="replace"):
         deadline.saw(said)
         deadline.check()
-        said += os.read(terminal, 4096)
+        if select.select([terminal], [], [], min(1.0, deadline.left()))[0]:
+            said += os.read(terminal, 4096)
