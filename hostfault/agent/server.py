@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import select
@@ -21,7 +22,7 @@ import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -243,18 +244,54 @@ class Agent:
         """Counts of one tracepoint since :meth:`trace`: [keys, count] for each set of keys."""
         return [list(entry) for entry in self._tracer.entries(event)]
 
-    def sample(self, name: str, tails: list[str], watched: int | None = None) -> dict[str, Any]:
+    def sample(
+        self,
+        name: str,
+        tails: list[str],
+        watched: int | None = None,
+        address: int | None = None,
+    ) -> dict[str, Any]:
         """Counts, CPU seconds of a child's vCPU threads, its exit code, and the ends of logs.
 
-        The counts of the frame ``watched`` are always among them.
+        The counts of the frame ``watched`` are always among them. ``backed`` is whether the
+        child's own memory at ``address`` can be read; ``gone`` are other children that have ended.
         """
         threads = vcpu_threads(self._children[name].pid)
         return {
             **self._tracer.counts(threads.keys(), watched),
             "vcpu_seconds": sum(threads.values()),
             "ended": self.ended(name),
+            "backed": None if address is None else self._is_backed(name, address),
+            "gone": {each: child.poll() for each, child in self._others(name)},
+            "stacks": self._stacks(threads),
             "tails": [self.read(path, offset=-6000)["text"] for path in tails],
         }
+
+    def _others(self, name: str) -> list[tuple[str, subprocess.Popen[bytes]]]:
+        """Children that were spawned, have ended, and are not ``name``."""
+        return [
+            (each, child)
+            for each, child in self._children.items()
+            if each != name and child.stdin is None and child.poll() is not None
+        ]
+
+    def _is_backed(self, name: str, address: int) -> bool | None:
+        """Whether the kernel finds a page there (proc(5), /proc/PID/mem); None: not to be asked."""
+        try:
+            memory_of = Path(f"/proc/{self._children[name].pid}/mem")
+            with memory_of.open("rb", buffering=0) as memory:
+                os.pread(memory.fileno(), 1, address)
+        except OSError as error:
+            return False if error.errno in (errno.EIO, errno.EFAULT) else None
+        return True
+
+    def _stacks(self, threads: Collection[int]) -> list[str]:
+        """Where each vCPU thread is in the host's kernel (proc(5), /proc/TID/stack); root only."""
+        stacks = []
+        for thread in threads:
+            with contextlib.suppress(OSError):
+                stacks.append(Path(f"/proc/{thread}/stack").read_text(errors="replace"))
+        return stacks
 
     def tails(self, paths: list[str], limit: int) -> list[str | None]:
         """The ends of several files, of ``limit`` bytes each; None for one that is not there."""

@@ -21,6 +21,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "kvm_page_fault": ("guest_rip", "fault_address"),
     "kvm_try_async_get_page": ("gfn",),
     "kvm_async_pf_ready": ("gva",),
+    "kvm_userspace_exit": ("reason", "errno"),
 }
 
 _NAME = "hostfault"
@@ -106,28 +107,39 @@ class Tracer:
         """Counts since :meth:`start` for the given vCPU threads.
 
         ``faults`` is a list of [gfn, rip, count], most frequent first, at most ``most`` long and
-        then those of the ``watched`` frame; ``async_started`` the same of [gfn, count];
-        ``async_ready`` is one number.
+        then those of the ``watched`` frame; ``async_started`` and ``async_ready`` the same of
+        [gfn, count] (kvm_async_pf_ready's "gva" is a guest-physical address where two-dimensional
+        paging is on); ``exits`` is a list of [reason, errno, count].
         """
         faults: Counter[tuple[int, int]] = Counter()
         started: Counter[int] = Counter()
+        ready: Counter[int] = Counter()
         for keys, count in self._read("kvm_page_fault", threads):
             faults[keys.get("fault_address", 0) >> 12, keys.get("guest_rip", 0)] += count
         for keys, count in self._read("kvm_try_async_get_page", threads):
             started[keys.get("gfn", 0)] += count
-        ready = sum(count for _, count in self._read("kvm_async_pf_ready", threads))
+        for keys, count in self._read("kvm_async_pf_ready", threads):
+            ready[keys.get("gva", 0) >> 12] += count
+
+        def first(counts: Counter[int]) -> list[list[int]]:
+            return [
+                [gfn, count]
+                for place, (gfn, count) in enumerate(counts.most_common())
+                if place < most or gfn == watched
+            ]
+
         return {
             "faults": [
                 [gfn, rip, count]
                 for place, ((gfn, rip), count) in enumerate(faults.most_common())
                 if place < most or gfn == watched
             ],
-            "async_started": [
-                [gfn, count]
-                for place, (gfn, count) in enumerate(started.most_common())
-                if place < most or gfn == watched
+            "async_started": first(started),
+            "async_ready": first(ready),
+            "exits": [
+                [keys.get("reason", 0), _signed(keys.get("errno", 0)), count]
+                for keys, count in self._read("kvm_userspace_exit", threads)
             ],
-            "async_ready": ready,
         }
 
     def entries(self, event: str) -> list[tuple[dict[str, int], int]]:
@@ -138,6 +150,12 @@ class Tracer:
 
     def _read(self, event: str, threads: Collection[int]) -> list[tuple[dict[str, int], int]]:
         return [entry for entry in self.entries(event) if entry[0].get("common_pid") in threads]
+
+
+def _signed(number: int) -> int:
+    """An int of 32 bits that a histogram shows as one without a sign, of 32 or of 64 bits."""
+    number &= 0xFFFFFFFF
+    return number - (1 << 32) if number >= 1 << 31 else number
 
 
 def _triggers(folder: Path) -> list[str]:

@@ -6,30 +6,38 @@ the last sample from before it (the baseline) mean anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from errno import EAGAIN, EINTR
+from itertools import pairwise
 
-from hostfault.case.model import FrameFaults, Observation, Sample
+from hostfault.case.model import FrameFaults, Observation, Sample, UserspaceExit
 
 KERNEL_SPACE = 1 << 63
 """The first address of the guest's kernel (Linux Documentation/arch/x86/x86_64/mm.rst)."""
 
 
+RESOLVED = ("pf_fixed", "pf_spurious", "pf_emulate", "pf_fast")
+"""KVM's statistics of faults that came to something (arch/x86/include/asm/kvm_host.h)."""
+
+
 @dataclass(frozen=True)
-class Repetition:
-    """One guest frame that faults from one instruction alone."""
+class Attempts:
+    """Attempts to back one guest frame for one access, since a sample."""
 
     gfn: int
-    rip: int  # 0 where the tracepoint does not tell
-    count: int  # faults since ``since``
-    recent: int  # of these, since the sample before the last
-    pf_taken: int | None  # all faults in that time by KVM's statistics; None: not told
+    rip: int  # of the access; 0 where the tracepoint does not tell
+    faults: int  # kvm_page_fault on the frame from there
+    failed_async: int  # kvm_async_pf_ready of the frame: fetched, and yet it faults again
+    async_started: int  # kvm_try_async_get_page of the frame
+    unresolved: int | None  # by KVM's statistics, of all frames; None: not told
     since: float  # seconds since the touch, 0 where that is when it began
 
     @property
-    def going_on(self) -> bool:
-        """Whether it still faulted when last seen."""
-        return self.recent > 0
+    def failures(self) -> int:
+        """Failed attempts: asynchronous ones by frame where there are some, else faults."""
+        return self.failed_async if self.async_started else self.faults
 
 
 def baseline(observation: Observation) -> Sample | None:
@@ -46,45 +54,105 @@ def frame_growth(observation: Observation) -> tuple[FrameFaults, ...]:
     return _growth(first, observation.samples[-1])
 
 
-def repetition(observation: Observation, *, anywhere: bool = False) -> Repetition | None:
-    """The frame that repeats: the expected one, else the one that repeats most.
+def attempts(observation: Observation, *, anywhere: bool = False) -> Attempts | None:
+    """Attempts to back the frame of the access, since the touch.
 
-    Only a frame all of whose faults come from one instruction counts: faults from two places
-    are a task that moves. It must be the instruction that the probe named, unless ``anywhere``.
-    Counted is from the touch on, or from the first sample after which no other place meddled.
+    It is the expected frame, else the one that repeats most. Only faults at the access count:
+    another task may touch the page, too. ``anywhere`` takes the instruction that repeats most.
     """
     first = baseline(observation)
     if first is None:
         return None
-    starts = [first, *(sample for sample in observation.samples[:-1] if sample.at > 0)]
-    found = (_repetition_since(observation, start, anywhere=anywhere) for start in starts)
-    return next((each for each in found if each is not None), None)
+    return attempts_between(observation, first, observation.samples[-1], anywhere=anywhere)
 
 
-def _repetition_since(
-    observation: Observation, start: Sample, *, anywhere: bool
-) -> Repetition | None:
-    by_frame: dict[int, list[FrameFaults]] = {}
-    for growth in _growth(start, observation.samples[-1]):
-        by_frame.setdefault(growth.gfn, []).append(growth)
+def attempts_between(
+    observation: Observation, start: Sample, end: Sample, *, anywhere: bool = False
+) -> Attempts | None:
+    """The same between two samples."""
     expected = observation.expected_gfn
-    standing = [
-        faults[0]
-        for gfn, faults in by_frame.items()
-        if expected in (None, gfn)
-        and len(faults) == 1
-        and (anywhere or faults[0].rip == 0 or _may_be_the_access(observation, faults[0].rip))
+    at_the_access = [
+        growth
+        for growth in _growth(start, end)
+        if expected in (None, growth.gfn)
+        and (anywhere or growth.rip == 0 or _may_be_the_access(observation, growth.rip))
     ]
-    if not standing:
+    if not at_the_access:
         return None
-    most = max(standing, key=lambda growth: growth.count)
-    recent = sum(
-        growth.count
-        for growth in _growth(observation.samples[-2], observation.samples[-1])
-        if growth.gfn == most.gfn
+    most = max(at_the_access, key=lambda growth: growth.count)
+    return Attempts(
+        gfn=most.gfn,
+        rip=most.rip,
+        faults=most.count,
+        failed_async=_grown(start.async_ready, end.async_ready, most.gfn),
+        async_started=_grown(start.async_started, end.async_started, most.gfn),
+        unresolved=_unresolved(start, end),
+        since=max(0.0, start.at),
     )
-    taken = _stat_growth(start, observation.samples[-1], "pf_taken")
-    return Repetition(most.gfn, most.rip, most.count, recent, taken, max(0.0, start.at))
+
+
+def failing_samples(observation: Observation, *, anywhere: bool = False) -> int:
+    """How many samples in a row, up to the last, each saw failed attempts since the one before.
+
+    Those before the touch do not count, nor does one that found the page backed.
+    """
+    first = baseline(observation)
+    samples = [sample for sample in observation.samples if sample.at > 0]
+    if first is None:
+        return 0
+    number = 0
+    for earlier, later in reversed(list(zip([first, *samples], samples, strict=False))):
+        found = attempts_between(observation, earlier, later, anywhere=anywhere)
+        if found is None or found.failures == 0 or later.backed is True:
+            break
+        number += 1
+    return number
+
+
+def longest_gap(observation: Observation) -> float:
+    """Seconds of the longest time between two faults on the frame, as the samples show them."""
+    after = [sample for sample in observation.samples if sample.at > 0]
+    last, longest = 0.0, 0.0
+    for earlier, later in pairwise(after):
+        if _frame_faults(observation, earlier, later):
+            longest = max(longest, later.at - last)
+            last = later.at
+    return longest
+
+
+def waits_for_the_host(observation: Observation) -> bool:
+    """Whether the host has begun to fetch the frame and has not come back."""
+    first, gfn = baseline(observation), observation.expected_gfn
+    if first is None or gfn is None:
+        return False
+    last = observation.samples[-1]
+    started = _grown(first.async_started, last.async_started, gfn)
+    return started > _grown(first.async_ready, last.async_ready, gfn)
+
+
+def failed_exits(observation: Observation) -> tuple[UserspaceExit, ...]:
+    """Returns of KVM_RUN with an error since before the fault."""
+    if not observation.samples:
+        return ()
+    before = {(each.reason, each.errno): each.count for each in observation.samples[0].exits}
+    return tuple(
+        dataclasses.replace(each, count=each.count - before.get((each.reason, each.errno), 0))
+        for each in observation.samples[-1].exits
+        if each.errno not in (0, -EINTR, -EAGAIN)
+        and each.count > before.get((each.reason, each.errno), 0)
+    )
+
+
+def _grown(earlier: Mapping[int, int], later: Mapping[int, int], gfn: int) -> int:
+    return later.get(gfn, 0) - earlier.get(gfn, 0)
+
+
+def _unresolved(start: Sample, end: Sample) -> int | None:
+    """Faults that came to nothing, by KVM's statistics; None if it does not tell them."""
+    taken = _stat_growth(start, end, "pf_taken")
+    if taken is None:
+        return None
+    return taken - sum(_stat_growth(start, end, name) or 0 for name in RESOLVED)
 
 
 def _may_be_the_access(observation: Observation, rip: int) -> bool:
@@ -137,9 +205,7 @@ def has_faulted(observation: Observation) -> bool:
     return first is not None and _frame_faults(observation, first, observation.samples[-1]) > 0
 
 
-def evidence_of_faults(
-    observation: Observation, found: Repetition | None = None
-) -> tuple[str, ...]:
+def evidence_of_faults(observation: Observation, found: Attempts | None = None) -> tuple[str, ...]:
     """One line for each source that counts faults, or work, since the touch."""
     first = baseline(observation)
     if first is None:
@@ -148,24 +214,26 @@ def evidence_of_faults(
 
 
 def _evidence(
-    observation: Observation, first: Sample, last: Sample, found: Repetition | None
+    observation: Observation, first: Sample, last: Sample, found: Attempts | None
 ) -> Iterator[str]:
     gfn = found.gfn if found else observation.expected_gfn
     if gfn is not None:
         count = sum(growth.count for growth in _growth(first, last) if growth.gfn == gfn)
-        place = (
-            f", {found.count:,} from rip {found.rip:#x} alone, {found.recent:,} of them lately"
-            if found
-            else ""
-        )
+        place = f", {found.faults:,} from rip {found.rip:#x}" if found else ""
         yield f"KVM tracepoint kvm_page_fault: {count:,} faults on gfn {gfn:#x}{place}"
-        started = last.async_started.get(gfn, 0) - first.async_started.get(gfn, 0)
-        ready = last.async_ready - first.async_ready
+        started = _grown(first.async_started, last.async_started, gfn)
+        ready = _grown(first.async_ready, last.async_ready, gfn)
         yield (
-            f"KVM tracepoint kvm_try_async_get_page: {started:,} asynchronous faults on it, "
-            f"{ready:,} pages ready (kvm_async_pf_ready)"
+            f"KVM tracepoints kvm_try_async_get_page, kvm_async_pf_ready: {started:,} asynchronous "
+            f"faults on it, {ready:,} reported ready"
         )
-    names = ("pf_taken", "pf_guest", "pf_fixed", "exits")
+    if found and found.unresolved is not None:
+        yield f"KVM statistics: {found.unresolved:,} faults came to nothing (all gfns)"
+    backed = [sample.backed for sample in observation.samples if sample.backed is not None]
+    if backed:
+        found_there = "can be read" if backed[-1] else "cannot be read: there is no page"
+        yield f"/proc/PID/mem: QEMU's own address of the page {found_there}"
+    names = ("pf_taken", "pf_guest", *RESOLVED, "exits")
     told = [(name, _stat_growth(first, last, name)) for name in names]
     words = [f"{name} +{grown:,}" for name, grown in told if grown is not None]
     if words:

@@ -110,16 +110,28 @@ class FrameFaults:
 
 
 @dataclass(frozen=True)
+class UserspaceExit:
+    """Returns of KVM_RUN to QEMU."""
+
+    reason: int  # KVM_EXIT_* of linux/kvm.h, of the moment
+    errno: int  # 0, or negative: what KVM_RUN failed with
+    count: int  # since tracing began
+
+
+@dataclass(frozen=True)
 class Sample:
     """What could be seen from outside the guest at one moment; all counts only grow."""
 
     at: float  # seconds since the touch (negative: before it)
     faults: tuple[FrameFaults, ...]  # tracepoint kvm:kvm_page_fault, most frequent first
     async_started: Mapping[int, int]  # kvm:kvm_try_async_get_page, count by gfn
-    async_ready: int  # kvm:kvm_async_pf_ready, in all
+    async_ready: Mapping[int, int]  # kvm:kvm_async_pf_ready, count by gfn
     vcpu_stats: Mapping[str, int]  # QMP query-stats, all vCPUs together (pf_taken, exits, ...)
     vcpu_seconds: float  # CPU time of the vCPU threads
     run_state: str  # QMP query-status, or "" if QEMU did not answer
+    exits: tuple[UserspaceExit, ...] = ()  # kvm:kvm_userspace_exit
+    backed: bool | None = None  # reading QEMU's own address of the page works (None: not asked)
+    stacks: tuple[str, ...] = ()  # of the vCPU threads, in the host's kernel
 
 
 @dataclass(frozen=True)
@@ -165,6 +177,24 @@ class Ended:
     words: str  # the end of its log: what it said last
 
 
+class RecoveryKind(enum.StrEnum):
+    """What follows when a fault is undone; never mixed with the verdict."""
+
+    GOES_ON = "goes-on"  # the access ends by itself
+    GOES_ON_AFTER_CONT = "goes-on-after-cont"  # ... once QMP `cont` has set the VM going
+    LOST = "lost"  # it does not
+    NOT_UNDOABLE = "not-undoable"  # the fault cannot be undone
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What followed when the fault was undone after the proof."""
+
+    kind: RecoveryKind
+    words: str  # QEMU's answer, or what was seen last
+    seconds: float = 0.0  # from undoing it to the end of the access
+
+
 @dataclass(frozen=True)
 class Observation:
     """Everything recorded from before the fault until the end."""
@@ -181,6 +211,7 @@ class Observation:
     guest_console: str = ""  # the end of it
     qemu_log: str = ""  # the end of QEMU's standard error
     qemu_ended: Ended | None = None
+    back_end_ended: Ended | None = None  # what the backing runs on the host came to an end
     host_ended: Ended | None = None  # the host kernel panicked, oopsed or hung
     host_log: str = ""  # what the host kernel logged since the fault
     guest_answers: bool | None = (
@@ -189,6 +220,8 @@ class Observation:
     stored_byte: int | None = None  # what the host file holds at the offset at the end
     host_release: str = ""  # what `uname -r` said on the host
     kvm_build_id: str = ""  # of the kvm module that was loaded there, in hex
+    version: str = ""  # of hostfault
+    recovery: Recovery | None = None  # what followed when the fault was undone
 
 
 class VerdictKind(enum.StrEnum):
@@ -202,6 +235,8 @@ class VerdictKind(enum.StrEnum):
     VMM_DEATH = "vmm-death"
     HOST_DEATH = "host-death"
     STALE = "stale"
+    HOST_BUG = "host-bug"
+    VCPU_STUCK = "vcpu-stuck"
     OK = "ok"
 
 

@@ -12,17 +12,22 @@ import signal
 from collections.abc import Callable, Iterator
 
 from hostfault.case.counting import (
-    Repetition,
+    Attempts,
+    attempts,
     cpu_share,
     evidence_of_faults,
+    failed_exits,
+    failing_samples,
     frame_growth,
     frame_is_quiet,
     has_faulted,
+    longest_gap,
     quiet_samples,
-    repetition,
+    waits_for_the_host,
 )
 from hostfault.case.model import (
     PAGE_SIZE,
+    Ended,
     Event,
     Observation,
     Outcome,
@@ -30,12 +35,20 @@ from hostfault.case.model import (
     Verdict,
     VerdictKind,
 )
-from hostfault.plumbing.errors import DeadlineError
+from hostfault.plumbing.errors import DeadlineError, HostfaultError
 
-SPIN_FAULTS = 64
-"""Faults on one frame that no working KVM takes. One access needs one or two (read, upgrade to
-write), a few more when a mapping changes under it; a KVM that remembers failed frames ends the
-loop at the first retry. 64 is well above those, and passes in 50 ms on an emulated host."""
+SPIN_FAILURES = 64
+"""Failed attempts to back one frame that no working KVM makes. One access needs one or two (read,
+upgrade to write), a few more when a mapping changes under it; a KVM that remembers failed frames
+ends the loop at the first retry. 64 is well above those, and passes in 50 ms on an emulated
+host."""
+
+SPIN_SAMPLES = 3
+"""Samples in a row in which attempts must fail: longer than any legal burst of retries (an MMU
+notifier in progress, a memslot that is being moved)."""
+
+STALL_GAPS = 4
+"""How many times the longest gap between two faults a quiet time must last to be no gap."""
 
 STALL_SAMPLES = 5
 """Samples in a row, after the last fault on the frame, that must all show nothing moving."""
@@ -49,6 +62,13 @@ GUEST_OOPS = re.compile(
     r"BUG: kernel NULL pointer"
 )
 HOST_OOPS = re.compile(GUEST_OOPS.pattern + r"|soft lockup|hung_task|rcu: INFO: .* stall")
+HOST_COMPLAINT = re.compile(
+    r"WARNING: CPU:|WARNING: .* at |BUG: |Oops: |KASAN: |UBSAN: |INFO: possible recursive locking|"
+    r"possible circular locking|suspicious RCU usage|general protection fault"
+)
+OUT_OF_MEMORY = re.compile(r"Out of memory: Killed process|Memory cgroup out of memory")
+UNBACKED = (-errno.EFAULT, -133)  # KVM_RUN: no page; the latter is EHWPOISON (asm-generic/errno.h)
+_GOOD = (VerdictKind.OK, VerdictKind.TASK_ERROR, VerdictKind.VM_EXIT)
 VMM_WORDS = re.compile(
     r"kvm run failed|KVM internal error|Convert non guest_memfd|error:", re.IGNORECASE
 )
@@ -56,6 +76,8 @@ VMM_WORDS = re.compile(
 
 def judge(observation: Observation) -> Verdict | None:
     """The verdict that the observation proves so far, or None if it proves none yet."""
+    if observation.back_end_ended is not None:
+        return None  # whatever follows may be its doing
     for rule in _RULES:
         verdict = rule(observation)
         if verdict is not None:
@@ -67,16 +89,63 @@ def final_verdict(observation: Observation) -> Verdict:
     """The verdict at the observer's deadline.
 
     Raises :class:`DeadlineError` with what was seen if nothing is proven: time that passes
-    proves nothing.
+    proves nothing. Raises :class:`HostfaultError` if something broke that is not under test.
     """
+    if trouble := _trouble(observation):
+        raise HostfaultError(trouble)
     verdict = (
-        judge(observation) or _spin_against_the_guests_word(observation) or _stall(observation)
+        judge(observation)
+        or _spin_against_the_guests_word(observation)
+        or _stuck(observation)
+        or _stall(observation)
     )
+    if verdict is not None and verdict.kind in _GOOD:
+        verdict = _host_bug(observation) or verdict
     if verdict is None:
         raise DeadlineError(
             "proof of what became of the guest task", observation.waited, _seen(observation)
         )
     return verdict
+
+
+def _trouble(observation: Observation) -> str:
+    """What broke that is not under test; "" if nothing did."""
+    if observation.back_end_ended is not None:
+        ended = observation.back_end_ended
+        return f"the back-end ended ({_how(ended)}): {_last_line(ended.words)}"
+    qemu = observation.qemu_ended
+    if qemu is not None and qemu.signal == signal.SIGKILL:
+        victim = OUT_OF_MEMORY.search(observation.host_log)
+        why = _line_around(observation.host_log, victim) if victim else "somebody killed it"
+        return f"QEMU was ended by SIGKILL, which says nothing of KVM: {why}"
+    return ""
+
+
+def _host_bug(observation: Observation) -> Verdict | None:
+    """A host's kernel that complains is no clean pass, whatever the task got."""
+    said = HOST_COMPLAINT.search(observation.host_log)
+    if said is None:
+        return None
+    line = _line_around(observation.host_log, said)
+    return Verdict(VerdictKind.HOST_BUG, f"the host's kernel complains: {line}", (line,))
+
+
+def _stuck(observation: Observation) -> Verdict | None:
+    """A vCPU that stays in the host's kernel: QEMU gets no answer from it, and it does not exit."""
+    samples = [sample for sample in observation.samples if sample.at > 0][-STALL_SAMPLES:]
+    if len(samples) < STALL_SAMPLES or observation.probe.outcome is not None:
+        return None
+    if any(sample.vcpu_stats or not sample.stacks for sample in samples):
+        return None
+    top = {_last_function(sample.stacks[0]) for sample in samples}
+    if len(top) != 1:
+        return None
+    seconds = samples[-1].at - samples[0].at
+    where = top.pop()
+    summary = f"the vCPU has not left {where} in the host's kernel for {seconds:.1f} s"
+    return Verdict(
+        VerdictKind.VCPU_STUCK, summary, (samples[-1].stacks[0], _probe_line(observation))
+    )
 
 
 # --- ends: the host, QEMU, the guest --------------------------------------------------------
@@ -106,19 +175,19 @@ def _guest_death(observation: Observation) -> Verdict | None:
             evidence.append(f"{text} at {event.at:.2f} s")
     if observation.samples and observation.samples[-1].run_state == "guest-panicked":
         evidence.append("QMP query-status: guest-panicked")
-    said = GUEST_OOPS.search(observation.guest_console)
-    if said:
-        evidence.append(f"guest console: {_line_around(observation.guest_console, said)}")
     if not evidence:
         return None
+    said = GUEST_OOPS.search(observation.guest_console)
+    if said:  # no proof alone: any task of the guest's can write there
+        evidence.append(f"guest console: {_line_around(observation.guest_console, said)}")
     return Verdict(VerdictKind.GUEST_DEATH, f"the guest died: {evidence[-1]}", tuple(evidence))
 
 
 def _vmm_death(observation: Observation) -> Verdict | None:
     ended = observation.qemu_ended
-    if ended is None or _told_to_end(observation):
-        return None
-    how = f"exit code {ended.code}" if ended.signal is None else _signal_name(ended.signal)
+    if ended is None or _told_to_end(observation) or ended.signal == signal.SIGKILL:
+        return None  # nobody kills itself with SIGKILL: a person did, or the kernel for memory
+    how = _how(ended)
     words = _last_line(ended.words or observation.qemu_log)
     evidence = (f"QEMU ended: {how}", f"its last words: {words}", _probe_line(observation))
     return Verdict(VerdictKind.VMM_DEATH, f"QEMU ended with {how}: {words}", evidence)
@@ -138,13 +207,15 @@ def _vm_exit(observation: Observation) -> Verdict | None:
         return None
     if observation.samples[-1].run_state != "internal-error":
         return None
-    if _is_another_page(observation):
+    tie = _tie_to_the_access(observation)
+    if tie is None:
         return None
     words = _telling_line(VMM_WORDS, observation.qemu_log)
     evidence = [
         f"QMP event STOP at {stops[-1].at:.2f} s",
         "QMP query-status: internal-error",
         f"QEMU: {words}",
+        tie,
         _registers_line(observation),
         *evidence_of_faults(observation),
         _probe_line(observation),
@@ -152,17 +223,24 @@ def _vm_exit(observation: Observation) -> Verdict | None:
     return Verdict(VerdictKind.VM_EXIT, f"the VM stopped: {words}", tuple(evidence))
 
 
-def _is_another_page(observation: Observation) -> bool:
-    """Whether KVM gave up for a reason of its own, which says nothing about the page in question.
+def _tie_to_the_access(observation: Observation) -> str | None:
+    """What ties the exit to the access in question; None if it may be about something else.
 
-    KVM_EXIT_INTERNAL_ERROR (Documentation/virt/kvm/api.rst) is KVM's failure to emulate or to
-    deliver an event; seen once in some hundred boots of an emulated host, at a device's address.
+    QEMU names the frame, or KVM_RUN failed with EFAULT after a fault on the frame. Other errors
+    (ENOMEM, EIO, an instruction that KVM cannot emulate) stop a VM, too.
     """
-    if "KVM internal error" not in observation.qemu_log or observation.expected_gfn is None:
-        return False
-    page = observation.expected_gfn * PAGE_SIZE
-    addresses = re.findall(r"extra data\[\d+\]: 0x([0-9a-f]+)", observation.qemu_log)
-    return all(int(address, 16) // PAGE_SIZE * PAGE_SIZE != page for address in addresses)
+    gfn = observation.expected_gfn
+    named = re.findall(r"\b0x([0-9a-f]+)", observation.qemu_log)
+    if gfn is not None and any(int(address, 16) // PAGE_SIZE == gfn for address in named):
+        return f"QEMU names the frame, gfn {gfn:#x}"
+    if "KVM internal error" in observation.qemu_log:
+        return None  # KVM could not emulate or deliver something, at another address
+    failed = failed_exits(observation)
+    others = [each for each in failed if each.errno not in UNBACKED]
+    if others or not failed or not has_faulted(observation):
+        return None
+    names = ", ".join(f"{_errno_name(-each.errno)}, reason {each.reason}" for each in failed)
+    return f"KVM tracepoint kvm_userspace_exit: {names}, after a fault on the frame"
 
 
 def _guest_events(observation: Observation) -> Iterator[Event]:
@@ -177,52 +255,62 @@ def _guest_events(observation: Observation) -> Iterator[Event]:
 def _spin(observation: Observation) -> Verdict | None:
     if observation.probe.outcome is not None:
         return None
-    return _proven_spin(observation, repetition(observation))
+    return _proven_spin(observation, anywhere=False)
 
 
 def _spin_against_the_guests_word(observation: Observation) -> Verdict | None:
     """At the deadline: what the host counts, whatever outcome or place the guest has named."""
-    remark = ", though the guest reports an outcome" if observation.probe.outcome else ""
-    found = repetition(observation, anywhere=True)
-    if found is not None and not remark:
+    if observation.probe.outcome:
+        remark = ", though the guest reports an outcome"
+    else:
         remark = f", which is not the probe's {observation.probe.rip:#x}"
-    return _proven_spin(observation, found, remark)
+    return _proven_spin(observation, anywhere=True, remark=remark)
 
 
-def _proven_spin(
-    observation: Observation, found: Repetition | None, remark: str = ""
-) -> Verdict | None:
-    if found is None or found.count < SPIN_FAULTS or not found.going_on:
+def _proven_spin(observation: Observation, *, anywhere: bool, remark: str = "") -> Verdict | None:
+    found = attempts(observation, anywhere=anywhere)
+    if found is None or found.failures < SPIN_FAILURES:
+        return None
+    if failing_samples(observation, anywhere=anywhere) < SPIN_SAMPLES:
         return None
     last = observation.samples[-1]
-    if last.run_state != "running" or not _second_source_agrees(observation, found):
+    if last.run_state != "running" or _reported_to_user_space(observation):
+        return None
+    if last.backed is not False or not _second_source_agrees(observation, found):
         return None
     summary = (
-        f"{found.count:,} faults on gfn {found.gfn:#x} in {last.at - found.since:.1f} s, "
-        f"{_who(observation)} at {found.rip or observation.probe.rip:#x} never moved{remark}"
+        f"{found.failures:,} failed attempts to back gfn {found.gfn:#x} in "
+        f"{last.at - found.since:.1f} s, {_who(observation)} at "
+        f"{found.rip or observation.probe.rip:#x} never moved{remark}"
     )
     evidence = (
         *evidence_of_faults(observation, found),
         f"QMP query-status: {last.run_state}",
+        "KVM tracepoint kvm_userspace_exit: no error reached QEMU",
         _probe_line(observation),
         *_liveness(observation),
     )
     return Verdict(VerdictKind.SPIN, summary, evidence)
 
 
+def _reported_to_user_space(observation: Observation) -> bool:
+    """Whether KVM told QEMU of the page: then it is QEMU that goes on, and not KVM that spins."""
+    return any(each.errno in UNBACKED for each in failed_exits(observation))
+
+
 def _who(observation: Observation) -> str:
     return "the guest's kernel" if observation.terms.by_kernel else "task"
 
 
-def _second_source_agrees(observation: Observation, found: Repetition) -> bool:
-    """Whether a source other than the tracepoint confirms the count.
+def _second_source_agrees(observation: Observation, found: Attempts) -> bool:
+    """Whether a source other than the tracepoints confirms that the attempts failed.
 
-    KVM's own statistics decide where QEMU tells them: they count every fault of the vCPU, so at
-    least the frame's, give or take what happened between reading the two. Otherwise the vCPU
-    thread must have been busy.
+    KVM's own statistics decide where QEMU tells them: of the frame's faults at least half came to
+    nothing, give or take what happened between reading the two. Otherwise the vCPU thread must
+    have been busy.
     """
-    if found.pf_taken is not None:
-        return found.pf_taken >= found.count / 2
+    if found.unresolved is not None:
+        return found.unresolved >= found.faults / 2
     return cpu_share(observation) >= IDLE_SHARE
 
 
@@ -230,6 +318,10 @@ def _stall(observation: Observation) -> Verdict | None:
     quiet = quiet_samples(observation)
     if observation.probe.outcome is not None or len(quiet) < STALL_SAMPLES:
         return None
+    if not _went_for_the_page(observation) or waits_for_the_host(observation):
+        return None  # it has not touched, or the host is still at it: it may yet come back
+    if quiet[-1].at - quiet[0].at < STALL_GAPS * longest_gap(observation):
+        return None  # attempts that fail now and then, and this may be a pause between two
     share = cpu_share(observation, quiet)
     running = all(sample.run_state == "running" for sample in quiet)
     if share >= IDLE_SHARE or not observation.guest_answers or not running:
@@ -250,6 +342,12 @@ def _stall(observation: Observation) -> Verdict | None:
     return Verdict(VerdictKind.STALL, summary, evidence)
 
 
+def _went_for_the_page(observation: Observation) -> bool:
+    """Whether the probe said that it touches, and the host saw it where it must have."""
+    touching = any('"touching"' in step for step in observation.probe.steps)
+    return touching and _host_saw_the_access(observation)
+
+
 # --- the access has ended: the guest's word --------------------------------------------------
 
 
@@ -258,13 +356,22 @@ def _outcome(observation: Observation) -> Verdict | None:
     outcome = observation.probe.outcome
     if outcome is None or not frame_is_quiet(observation):
         return None
+    if not _host_saw_the_access(observation):
+        return None
     evidence = (*evidence_of_faults(observation), _probe_line(observation))
+    spun = attempts(observation)
+    if spun is not None and observation.terms.takes_page and spun.failures >= SPIN_FAILURES:
+        summary = (
+            f"spun: {spun.failures:,} failed attempts to back gfn {spun.gfn:#x}, "
+            f"then the task reports {_in_words(outcome)}"
+        )
+        return Verdict(VerdictKind.SPIN, summary, evidence)
     match outcome.kind:
         case "value":
             return _value(observation, outcome, evidence)
-        case "signal" if _host_saw_the_access(observation):
+        case "signal":
             return _signal(observation, outcome, evidence)
-        case "errno" if outcome.value > 0 and _host_saw_the_access(observation):
+        case "errno" if outcome.value > 0:
             return Verdict(VerdictKind.TASK_ERROR, _errno_name(outcome.value), evidence)
         case "end" if observation.terms.expected is None:
             summary = f"{observation.scenario.access} was told that the file ends before the page"
@@ -274,12 +381,22 @@ def _outcome(observation: Observation) -> Verdict | None:
 
 
 def _host_saw_the_access(observation: Observation) -> bool:
-    """Whether the host took a fault for it, where it must.
+    """Whether the host took a fault for it, at the access, where it must.
 
-    Truncation takes the page out of the guest (KVM's mmu notifier), so no task can have touched
-    it since without one.
+    A page that the host takes away is unmapped from the guest (KVM's mmu notifier), so no task can
+    have touched it since without one.
     """
-    return not observation.terms.takes_page or has_faulted(observation)
+    return not observation.terms.takes_page or attempts(observation) is not None
+
+
+def _in_words(outcome: Outcome) -> str:
+    match outcome.kind:
+        case "signal":
+            return _signal_name(outcome.value)
+        case "errno":
+            return _errno_name(outcome.value)
+        case kind:
+            return f"{kind} {outcome.value:#x}"
 
 
 def _signal(
@@ -377,6 +494,16 @@ def _seen(observation: Observation) -> str:
     if observation.qemu_ended is not None:
         parts.append("QEMU was told to end")
     return "; ".join(parts)
+
+
+def _how(ended: Ended) -> str:
+    return f"exit code {ended.code}" if ended.signal is None else _signal_name(ended.signal)
+
+
+def _last_function(stack: str) -> str:
+    """Where a thread is: the first line of /proc/TID/stack, without its offset."""
+    found = re.search(r"(\w+)\+0x", stack)
+    return found[1] if found else "the kernel"
 
 
 def _signal_name(number: int) -> str:

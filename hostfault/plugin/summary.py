@@ -28,7 +28,10 @@ def row_of(report: pytest.TestReport, record: Record) -> Row:
             tone, remark = "known", f"known issue: {record.issue.id}"
         elif report.failed and record.is_accepted:
             remark = f"passes in spite of known issue: {record.issue.id}"
-    return Row(record.scenario, verdict.kind.value.upper(), verdict.summary, tone, remark)
+    undone = record.observation.recovery
+    recovery = f"when undone: {undone.kind.value}" if undone else ""
+    remarks = "; ".join(filter(None, (recovery, remark)))
+    return Row(record.scenario, verdict.kind.value.upper(), verdict.summary, tone, remarks)
 
 
 def first_line(report: pytest.TestReport) -> str:

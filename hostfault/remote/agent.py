@@ -143,13 +143,19 @@ class Agent:
         return [(dict(keys), int(count)) for keys, count in self._ask("histogram", event=event)]
 
     def sample(
-        self, name: str, tails: Sequence[str], watched: int | None = None
+        self,
+        name: str,
+        tails: Sequence[str],
+        watched: int | None = None,
+        address: int | None = None,
     ) -> Mapping[str, Any]:
         """Counts since :meth:`trace`, CPU time of a QEMU's vCPUs, its exit code, ends of logs.
 
-        The counts of the frame ``watched`` are always among them.
+        The counts of the frame ``watched`` are always among them. ``backed`` tells whether QEMU's
+        own memory at ``address`` can be read.
         """
-        return dict(self._ask("sample", name=name, tails=list(tails), watched=watched))
+        asked = {"name": name, "tails": list(tails), "watched": watched, "address": address}
+        return dict(self._ask("sample", **asked))
 
     def tails(self, paths: Sequence[str], limit: int) -> list[str]:
         """The ends of several files, of ``limit`` bytes each; empty for one that is not there."""

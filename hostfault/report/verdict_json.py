@@ -29,6 +29,9 @@ def verdict_json(record: Record) -> dict[str, Any]:
         "options": to_json(record.settings),
         "seconds": {phase: round(seconds, 3) for phase, seconds in record.phases.items()},
         "cached": record.cached,
+        "recovery": to_json(record.observation.recovery),
+        "page": to_json(record.observation.page),
+        "version": record.observation.version,
         "evidence": list(verdict.evidence),
     }
 

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hostfault import __version__
 from hostfault.access import ACCESSES
 from hostfault.backing import NUMBER, PAGES
 from hostfault.case.model import (
+    PAGE_SIZE,
     Ended,
     Event,
     FrameFaults,
     Observation,
+    Recovery,
+    RecoveryKind,
     Sample,
     Scenario,
     Terms,
+    UserspaceExit,
     Verdict,
 )
 from hostfault.case.verdict import judge
-from hostfault.fault import FAULTS, Scene, require
+from hostfault.fault import FAULTS, Fault, Scene, require
 from hostfault.guest import boot, probe
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline, now
@@ -31,11 +37,14 @@ from hostfault.plumbing.errors import (
     MissingCapabilityError,
     UsageError,
 )
+from hostfault.remote.agent import Agent
+from hostfault.remote.qmp import Recorder
 
 PATTERN: tuple[int | None, ...] = tuple(
     0x80 + page for page in range(PAGES)
 )  # a byte for each page
 STORED = 0x5A  # what an access that writes leaves; in no page's pattern
+RECOVERY_PATIENCE = 10.0  # seconds from undoing a fault until "it does not recover"
 PATIENCE = 30.0  # seconds from the touch until "nothing is proven" is an answer too
 INTERVAL = 0.05  # seconds between samples
 NEEDED_EVENTS = frozenset({"kvm_page_fault"})  # tracepoints without which nothing can be proven
@@ -51,6 +60,7 @@ class Armed:
     scene: Scene
     task: probe.Probe
     gfn: int  # the frame that the access will touch
+    address: int | None  # where QEMU has that frame mapped; None: it does not say
 
 
 def arm(testbed: Testbed, scenario: Scenario) -> Armed:
@@ -64,11 +74,14 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     fill = list(PATTERN)
     if fault.starts_as_hole:
         fill[NUMBER] = None
+    start_tracing(testbed.agent)
     page, view = backing.make_page(testbed.agent, fill), backing.view()
     page_first = not fault.starts_as_hole
     task = probe.start(testbed.guest, view, access.name, STORED, page_first=page_first)
     task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
     gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
+    first_gfn = gfn if page_first else gfn - NUMBER
+    calibrate(testbed.agent, first_gfn, 0 if access.by_kernel else task.report().rip)
     terms = Terms(
         takes_page=fault.takes_page,
         control=fault.control,
@@ -76,7 +89,42 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
         by_kernel=access.by_kernel,
         expected=fault.expected(access, fill[NUMBER] or 0, STORED),
     )
-    return Armed(scenario, terms, Scene(testbed.agent, testbed.guest, page, view), task, gfn)
+    scene = Scene(testbed.agent, testbed.guest, page, view)
+    return Armed(scenario, terms, scene, task, gfn, _host_address(testbed.recorder, gfn))
+
+
+def start_tracing(agent: Agent) -> None:
+    """Begin to count. Raises :class:`MissingCapabilityError` for a kernel that cannot."""
+    missing = NEEDED_EVENTS - set(agent.trace())
+    if missing:
+        raise MissingCapabilityError(
+            "tracing",
+            f"the host's kernel cannot count {', '.join(sorted(missing))}: "
+            "see kernels/config/50-tracing.config for the options that it needs",
+        )
+
+
+def calibrate(agent: Agent, gfn: int, rip: int) -> None:
+    """Check that the tracer saw the first touch, at its frame and its instruction.
+
+    A tracer that is blind proves nothing later. It is without two-dimensional paging, where the
+    address that it shows is a virtual one. ``rip`` is 0 where the guest's kernel has it.
+    """
+    seen = agent.sample(boot.NAME, (), gfn)["faults"]
+    if any(fault[0] == gfn and (rip == 0 or fault[1] in (0, rip)) for fault in seen):
+        return
+    raise MissingCapabilityError(
+        "tracing",
+        f"KVM's tracepoint did not show the first touch of gfn {gfn:#x} at {rip:#x}: is "
+        f"two-dimensional paging off, or this another PID namespace? It showed {seen[:4]}",
+    )
+
+
+def _host_address(recorder: Recorder, gfn: int) -> int | None:
+    """Where QEMU has a guest frame mapped, as it says itself (HMP ``gpa2hva``)."""
+    said = recorder.monitor(f"gpa2hva {gfn * PAGE_SIZE:#x}")
+    found = re.search(r"is (0x[0-9a-f]+)", said)
+    return int(found[1], 16) if found else None
 
 
 def observe(
@@ -88,9 +136,11 @@ def observe(
     recording.inject(inject or FAULTS[armed.scenario.fault].inject)
     recording.touch()
     deadline = Deadline(PATIENCE, "a verdict")
-    while recording.verdict() is None and not deadline.passed():
+    while not recording.is_over and not deadline.passed():
         recording.step()
-    return recording.finish()
+    recording.finish()
+    recording.reverse(FAULTS[armed.scenario.fault])
+    return recording.observation
 
 
 class Recording:
@@ -100,6 +150,8 @@ class Recording:
         self._testbed = testbed
         self._scene = armed.scene
         self._task = armed.task
+        self._address = armed.address
+        self._taken = False  # whether the host has been asked to take the page away
         self._started = now()
         self._touched = 0.0
         running = testbed.agent.hello()
@@ -112,23 +164,29 @@ class Recording:
             probe=armed.task.report(),
             host_release=str(running.get("release", "")),
             kvm_build_id=str(running.get("kvm_build_id", "")),
+            version=__version__,
         )
 
+    @property
+    def observation(self) -> Observation:
+        """What was recorded so far."""
+        return self._so_far
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more samples can change nothing: proven, or something needed has ended."""
+        seen = self._so_far
+        return bool(seen.back_end_ended or seen.qemu_ended) or judge(seen) is not None
+
     def begin(self) -> None:
-        """Start to count, and take the sample that everything is compared with."""
-        missing = NEEDED_EVENTS - set(self._testbed.agent.trace())
-        if missing:
-            raise MissingCapabilityError(
-                "tracing",
-                f"the host's kernel cannot count {', '.join(sorted(missing))}: "
-                "see kernels/config/50-tracing.config for the options that it needs",
-            )
+        """Take the sample that everything is compared with."""
         self._started = self._touched = now()
         self._step_or_end(self._sample)
 
     def inject(self, fault: Callable[[Scene], None]) -> None:
         """Do to the host what the case is about; the host may not survive it."""
         self._step_or_end(lambda: fault(self._scene))
+        self._taken = self._so_far.terms.takes_page
 
     def touch(self) -> None:
         """Give the word; from here on time is counted."""
@@ -150,11 +208,44 @@ class Recording:
         """What is proven so far."""
         return judge(self._so_far)
 
-    def finish(self) -> Observation:
+    def finish(self) -> None:
         """Add what is only asked for at the end."""
         if self._so_far.host_ended is None:
             self._step_or_end(self._last_look)
-        return self._so_far
+
+    def reverse(self, fault: Fault) -> None:
+        """Undo the fault and see what follows; the verdict stands, whatever that is.
+
+        Only for an access that has not ended: the page's return must end it.
+        """
+        seen = self._so_far
+        if seen.probe.outcome is not None or seen.host_ended or seen.qemu_ended:
+            return
+        if not fault.undoable:
+            words = f"{fault.name} cannot be undone"
+            self._keep(recovery=Recovery(RecoveryKind.NOT_UNDOABLE, words))
+            return
+        try:
+            fault.undo(self._scene)
+            self._keep(recovery=self._watch_recovery())
+        except HostfaultError as error:
+            self._keep(recovery=Recovery(RecoveryKind.LOST, str(error).splitlines()[0]))
+
+    def _watch_recovery(self) -> Recovery:
+        """Wait for the access to end; a VM that was stopped is told to go on first."""
+        recorder, began = self._testbed.recorder, now()
+        kind = RecoveryKind.GOES_ON
+        state = str(recorder.execute("query-status")["status"])
+        if state != "running":
+            kind = RecoveryKind.GOES_ON_AFTER_CONT
+            recorder.execute("cont")  # refused after an internal error: its words are the answer
+        deadline = Deadline(RECOVERY_PATIENCE, "the access to end, now that the page is back")
+        while self._task.listen(INTERVAL) and not deadline.passed():
+            continue
+        outcome = self._task.report().outcome
+        if outcome is None:
+            return Recovery(RecoveryKind.LOST, str(deadline.error()), now() - began)
+        return Recovery(kind, f"{outcome.kind} {outcome.value:#x}", now() - began)
 
     def _look(self) -> None:
         if not self._task.listen(INTERVAL):
@@ -217,17 +308,22 @@ class Recording:
 
     def _sample(self) -> None:
         testbed = self._testbed
-        seen = testbed.agent.sample(boot.NAME, TAILS, self._so_far.expected_gfn)
+        seen = testbed.agent.sample(
+            boot.NAME, TAILS, self._so_far.expected_gfn, self._address if self._taken else None
+        )
         run_state = _ask(lambda: str(testbed.recorder.execute("query-status")["status"]), "")
         stats: Mapping[str, int] = _ask(lambda: vcpu_stats(testbed), {})
         sample = Sample(
             at=now() - self._touched,
             faults=tuple(FrameFaults(*fault) for fault in seen["faults"]),
             async_started=dict(seen["async_started"]),
-            async_ready=seen["async_ready"],
+            async_ready=dict(seen["async_ready"]),
             vcpu_stats=stats,
             vcpu_seconds=seen["vcpu_seconds"],
             run_state=run_state,
+            exits=tuple(UserspaceExit(*each) for each in seen["exits"]),
+            backed=seen["backed"],
+            stacks=tuple(seen["stacks"]) if not stats else (),
         )
         console, qemu_log = seen["tails"]
         self._keep(
@@ -235,8 +331,16 @@ class Recording:
             guest_console=console,
             qemu_log=qemu_log,
             qemu_ended=_ended(seen["ended"], qemu_log),
+            back_end_ended=self._back_end(seen["gone"]),
             host_ended=testbed.host.ended(),
         )
+
+    def _back_end(self, gone: Mapping[str, int]) -> Ended | None:
+        """How a program of the backing's came to its end, if one did."""
+        if not gone:
+            return None
+        name, code = next(iter(gone.items()))
+        return _ended(code, f"{name}: {self._testbed.agent.tails([f'{name}.log'], 2000)[0]}")
 
     def _events(self) -> Sequence[Event]:
         testbed = self._testbed

@@ -54,7 +54,7 @@ class FakeLab:
         path = OBSERVATIONS / "spin.apf-7.3.4.json"
         observation = observation_from_json(json.loads(path.read_text()))
         verdict = Verdict(VerdictKind(self.verdict), "64 faults on gfn 0xf8000", ("proof",))
-        observation = dataclasses.replace(observation, scenario=scenario)
+        observation = dataclasses.replace(observation, scenario=scenario, recovery=None)
         issues = known_issues.load() if self.settings.known_issues else ()
         issue = known_issues.match(issues, self.kernel, scenario)
         phases = {{"guest boot": 4.5}}

@@ -9,18 +9,28 @@ from typing import Any, cast
 import pytest
 
 from hostfault.backing import GuestView
-from hostfault.case.model import Ended, Event, Page, Scenario, Terms, VerdictKind
+from hostfault.case.model import Ended, Event, Page, RecoveryKind, Scenario, Terms, VerdictKind
 from hostfault.case.verdict import final_verdict
 from hostfault.fault import Scene
 from hostfault.guest.probe import Probe, parse
 from hostfault.host.testbed import AGENT_CALLS, HostLife, OutlivesUs, Testbed
-from hostfault.plumbing.errors import ConnectionLostError, MissingCapabilityError
-from hostfault.run.observe import Armed, observe, vcpu_stats
+from hostfault.plumbing.errors import (
+    ConnectionLostError,
+    HostfaultError,
+    MissingCapabilityError,
+)
+from hostfault.run import observe as module
+from hostfault.run.observe import Armed, calibrate, observe, start_tracing, vcpu_stats
 
 SCENARIO = Scenario("virtiofs-dax", "zero", "load", async_pf=True)
 GFN = 0xF8008
 RIP = 0x4016B5
 ARMED = f'{{"step": "armed", "address": "0x7f0000008000", "rip": "{RIP:#x}"}}\n'
+
+
+@pytest.fixture(autouse=True)
+def _short_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RECOVERY_PATIENCE", 0.1)
 
 
 class PretendedAgent:
@@ -30,13 +40,17 @@ class PretendedAgent:
         self, answers: int = 10**6, qemu_code: int | None = None, faults: int = 100
     ) -> None:
         self.events = ["kvm_page_fault"]
+        self.gone: dict[str, int] = {}
+        self.room_made = False
         self.faults = faults  # from one sample to the next
         self.answers = answers
         self.samples = 0
         self.hellos = 0
         self.qemu_code = qemu_code
 
-    def sample(self, _name: str, tails: Sequence[str], _gfn: int) -> Mapping[str, Any]:
+    def sample(
+        self, _name: str, tails: Sequence[str], _gfn: int, address: int | None = None
+    ) -> Mapping[str, Any]:
         if self.samples >= self.answers:
             raise ConnectionLostError("waited 10.0 s for the host's agent to answer sample")
         self.samples += 1
@@ -44,7 +58,11 @@ class PretendedAgent:
         return {
             "faults": [[GFN, RIP, count]],
             "async_started": [[GFN, count]],
-            "async_ready": count,
+            "async_ready": [[GFN, count]],
+            "exits": [],
+            "backed": None if address is None else False,
+            "gone": self.gone,
+            "stacks": [],
             "vcpu_seconds": 0.05 * self.samples,
             "ended": self.qemu_code if self.samples > 1 else None,
             "tails": ["" for _ in tails],
@@ -58,6 +76,11 @@ class PretendedAgent:
 
     def trace(self) -> list[str]:
         return self.events
+
+    def truncate(self, _path: str, _size: int) -> int:
+        """Undoing a truncation gives the page back."""
+        self.room_made = True
+        return 0
 
     def tails(self, paths: Sequence[str], _limit: int) -> list[str]:
         return ["" for _ in paths]
@@ -137,7 +160,7 @@ def case(
     scene = Scene(testbed.agent, testbed.guest, page, GuestView("/mnt/data", 0))
     terms = Terms(True, False, False, False, None)
     task = cast("Probe", probe or PretendedProbe())
-    return testbed, Armed(SCENARIO, terms, scene, task, GFN)
+    return testbed, Armed(SCENARIO, terms, scene, task, GFN, address=0x7F0000000000)
 
 
 def nothing(_scene: Scene) -> None:
@@ -154,19 +177,64 @@ def test_a_spin_is_recorded_until_it_is_proven() -> None:
 
 
 def test_what_comes_after_the_proof_does_not_undo_it() -> None:
-    agent = PretendedAgent(answers=2)  # the sample before the touch, and the one that proves it
+    agent = PretendedAgent(answers=4)  # the sample before the touch, and those that prove it
     testbed, armed = case(agent, host=PretendedHost(answers=True))
     observation = observe(testbed, armed, nothing)
-    assert len(observation.samples) == 2
+    assert len(observation.samples) == 4
     assert final_verdict(observation).kind is VerdictKind.SPIN
 
 
 def test_a_host_that_cannot_count_is_a_missing_capability() -> None:
     agent = PretendedAgent()
     agent.events = ["kvm_async_pf_ready"]
-    testbed, armed = case(agent)
     with pytest.raises(MissingCapabilityError, match=r"tracing: .* cannot count kvm_page_fault"):
-        observe(testbed, armed, nothing)
+        start_tracing(cast("Any", agent))
+
+
+def test_row_14_a_tracer_that_does_not_see_the_first_touch_is_a_missing_capability() -> None:
+    agent = PretendedAgent()
+    calibrate(cast("Any", agent), GFN, RIP)
+    calibrate(cast("Any", agent), GFN, 0)
+    for gfn, rip in ((GFN + 1, RIP), (GFN, RIP + 4)):
+        with pytest.raises(MissingCapabilityError, match="did not show the first touch"):
+            calibrate(cast("Any", agent), gfn, rip)
+
+
+def test_a_back_end_that_ends_meanwhile_is_recorded_and_is_trouble() -> None:
+    agent = PretendedAgent()
+    agent.gone = {"daxfs": -11}
+    testbed, armed = case(agent)
+    testbed = dataclasses.replace(testbed)
+    observation = observe(testbed, armed, nothing)
+    assert observation.back_end_ended is not None
+    with pytest.raises(HostfaultError, match="the back-end ended"):
+        final_verdict(observation)
+
+
+def test_when_the_page_comes_back_and_the_task_goes_on_that_is_recorded() -> None:
+    agent = PretendedAgent()
+
+    class Retrying(PretendedProbe):
+        def report(self) -> Any:
+            ended = '{"step": "outcome", "kind": "value", "value": 0}\n'
+            return parse(ARMED + (ended if agent.room_made else ""))
+
+        def listen(self, _seconds: float) -> bool:
+            return not agent.room_made
+
+    testbed, armed = case(agent, Retrying())
+    observation = observe(testbed, armed, nothing)
+    assert final_verdict(observation).kind is VerdictKind.SPIN
+    assert observation.recovery is not None
+    assert observation.recovery.kind is RecoveryKind.GOES_ON
+
+
+def test_a_task_that_spins_on_when_the_page_is_back_is_lost() -> None:
+    testbed, armed = case(PretendedAgent())
+    observation = observe(testbed, armed, nothing)
+    assert final_verdict(observation).kind is VerdictKind.SPIN
+    assert observation.recovery is not None
+    assert observation.recovery.kind is RecoveryKind.LOST
 
 
 def test_an_agent_that_is_gone_from_a_host_that_lives_is_trouble_and_no_verdict() -> None:
