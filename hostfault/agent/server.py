@@ -176,9 +176,9 @@ class Agent:
         """Exit code of a child, negative for a signal; None while it runs."""
         return self._children[name].poll()
 
-    def kill(self, name: str) -> int:
-        """Kill a child without a warning; returns its code."""
-        self._children[name].kill()
+    def kill(self, name: str, number: int = signal.SIGKILL) -> int:
+        """End a child by a signal, without a warning; returns its code."""
+        self._children[name].send_signal(number)
         return self._children[name].wait(10)
 
     def read(self, path: str, offset: int = 0, limit: int = 65536) -> dict[str, Any]:

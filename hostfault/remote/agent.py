@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -50,9 +51,9 @@ class Agent:
         code = self._ask("ended", name=name)
         return None if code is None else int(code)
 
-    def kill(self, name: str) -> int:
-        """Kill a child without a warning; returns its code."""
-        return int(self._ask("kill", name=name))
+    def kill(self, name: str, number: int = signal.SIGKILL) -> int:
+        """End a child by a signal, without a warning; returns its code."""
+        return int(self._ask("kill", name=name, number=int(number)))
 
     def read(self, path: str, offset: int = 0, limit: int = 65536) -> tuple[str, int]:
         """Text of a file from ``offset`` (negative: from its end), and where to read on."""

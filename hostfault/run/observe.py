@@ -24,7 +24,6 @@ from hostfault.case.model import (
     Scenario,
     Terms,
     UserspaceExit,
-    Verdict,
 )
 from hostfault.case.verdict import judge
 from hostfault.fault import FAULTS, Fault, Scene, require
@@ -204,10 +203,6 @@ class Recording:
         """Wait a little for the probe or an event, then look at everything."""
         self._step_or_end(self._look)
 
-    def verdict(self) -> Verdict | None:
-        """What is proven so far."""
-        return judge(self._so_far)
-
     def finish(self) -> None:
         """Add what is only asked for at the end."""
         if self._so_far.host_ended is None:
@@ -303,7 +298,7 @@ class Recording:
         elif ended is None:
             ended = testbed.host.ended_silently(str(error))
         self._keep(host_ended=ended)
-        if self.verdict() is None:
+        if not self.is_over:
             raise error
 
     def _sample(self) -> None:

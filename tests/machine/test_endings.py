@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from hostfault.case.verdict import final_verdict
 from hostfault.guest import boot as guest_machine
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import ConnectionLostError
+from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
 from hostfault.plumbing.progress import heard_by
 from hostfault.run.lab import Lab
 from hostfault.run.observe import arm, observe
@@ -54,10 +55,24 @@ def test_a_guest_kernel_that_panics_is_a_guest_death(lab: Lab, tmp_path: Path) -
     assert any("GUEST_PANICKED" in line for line in verdict.evidence)
 
 
-def test_a_qemu_that_is_killed_is_a_vmm_death(lab: Lab, tmp_path: Path) -> None:
-    verdict = verdict_after(lab, tmp_path, _kill_qemu)
-    assert verdict.kind is VerdictKind.VMM_DEATH
+def test_a_qemu_that_crashes_is_a_vmm_death(lab: Lab, tmp_path: Path) -> None:
+    def wreck(testbed: Testbed) -> None:
+        testbed.agent.kill(guest_machine.NAME, signal.SIGSEGV)
+
+    assert verdict_after(lab, tmp_path, wreck).kind is VerdictKind.VMM_DEATH
 
 
-def _kill_qemu(testbed: Testbed) -> None:
-    testbed.agent.kill(guest_machine.NAME)
+def test_a_qemu_that_somebody_killed_is_trouble_and_no_verdict(lab: Lab, tmp_path: Path) -> None:
+    def wreck(testbed: Testbed) -> None:
+        testbed.agent.kill(guest_machine.NAME)
+
+    with pytest.raises(HostfaultError, match="SIGKILL, which says nothing of KVM"):
+        verdict_after(lab, tmp_path, wreck)
+
+
+def test_a_back_end_that_ends_is_trouble_and_no_verdict(lab: Lab, tmp_path: Path) -> None:
+    def wreck(testbed: Testbed) -> None:
+        testbed.agent.kill("daxfs", signal.SIGSEGV)
+
+    with pytest.raises(HostfaultError, match=r"the back-end ended \(SIGSEGV\)"):
+        verdict_after(lab, tmp_path, wreck)
