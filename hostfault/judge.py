@@ -14,6 +14,7 @@ from hostfault.case.folder import OBSERVATION, VERDICT
 from hostfault.case.model import Observation, Scenario, observation_from_json
 from hostfault.case.verdict import final_verdict
 from hostfault.plumbing.errors import HostfaultError
+from hostfault.plumbing.text import harmless
 from hostfault.report.table import Row, Tone, render
 
 AGREE, DIFFERS, TROUBLE = 0, 1, 2  # exit codes
@@ -92,7 +93,7 @@ def _recorded(folder: Path) -> str:
 def report(found: Sequence[Judgement], width: int = 200) -> list[str]:
     """The table, and how many say something else today."""
     rows = [
-        Row(each.scenario, each.today.upper(), each.summary, _tone(each), _remark(each))
+        Row(each.scenario, each.today.upper(), harmless(each.summary), _tone(each), _remark(each))
         for each in found
     ]
     differing = sum(each.differs for each in found)

@@ -12,6 +12,7 @@ from hostfault.case.capabilities import ALL
 from hostfault.case.record import LabFacts
 from hostfault.plugin.progress import Progress
 from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError, SetupError, UsageError
+from hostfault.plumbing.text import harmless
 from hostfault.run.runner import CaseRunner
 
 
@@ -78,12 +79,12 @@ def as_outcome(required: Collection[str]) -> Iterator[None]:
         skip_or_fail(error, required)
     except HostfaultError as error:
         text = f"harness trouble ({type(error).__name__}): {error}"
-        raise pytest.fail.Exception(text, pytrace=False) from None
+        raise pytest.fail.Exception(harmless(text), pytrace=False) from None
 
 
 def skip_or_fail(error: MissingCapabilityError, required: Collection[str]) -> NoReturn:
     """Skip the running test, or fail it if the capability is required. Always raises."""
     if error.capability in required or ALL in required:
         text = f"--require {error.capability}: {error.reason}"
-        raise pytest.fail.Exception(text, pytrace=False) from None
+        raise pytest.fail.Exception(harmless(text), pytrace=False) from None
     raise pytest.skip.Exception(str(error)) from None

@@ -17,6 +17,7 @@ import pytest
 
 from hostfault.plumbing.deadline import now
 from hostfault.plumbing.progress import heard_by
+from hostfault.plumbing.text import harmless
 
 REDRAW_SECONDS = 1.0
 REPEAT_SECONDS = 10.0
@@ -49,6 +50,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Tell what is waited for from now on."""
         with self._lock:
+            text = harmless(text).partition("\n")[0]
             if text != self._text:
                 self._text, self._since = text, now()
         if self._terminal is None and threading.current_thread() is threading.main_thread():

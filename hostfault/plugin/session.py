@@ -30,6 +30,7 @@ from hostfault.plugin.summary import (
     show_unfinished,
 )
 from hostfault.plumbing.errors import HostfaultError, SetupError, UsageError
+from hostfault.plumbing.text import harmless
 from hostfault.report import artifacts
 from hostfault.report.table import Row, Tone
 from hostfault.report.verdict_json import properties, verdict_json
@@ -144,7 +145,7 @@ class HostfaultSession:
         try:
             return (yield)
         except UnmetError as error:
-            raise pytest.fail.Exception(str(error), pytrace=False) from None
+            raise pytest.fail.Exception(harmless(str(error)), pytrace=False) from None
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -179,7 +180,7 @@ class HostfaultSession:
         try:
             self.keeper.close()
         except (HostfaultError, OSError) as error:
-            self._cleanup_trouble = str(error)
+            self._cleanup_trouble = harmless(str(error))
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hostfault.case.record import LabFacts, Record
+from hostfault.plumbing.text import harmless
 from hostfault.report.table import Row, Tone, header, render
 
 COLOURS: dict[Tone, dict[str, bool]] = {
@@ -31,7 +32,8 @@ def row_of(report: pytest.TestReport, record: Record) -> Row:
     undone = record.observation.recovery
     recovery = f"when undone: {undone.kind.value}" if undone else ""
     remarks = "; ".join(filter(None, (recovery, remark)))
-    return Row(record.scenario, verdict.kind.value.upper(), verdict.summary, tone, remarks)
+    summary = harmless(verdict.summary)
+    return Row(record.scenario, verdict.kind.value.upper(), summary, tone, remarks)
 
 
 def first_line(report: pytest.TestReport) -> str:

@@ -17,6 +17,7 @@ from hostfault.plumbing.deadline import wall_clock
 from hostfault.plumbing.errors import SetupError, UsageError
 
 RUNS = Path(".hostfault/runs")
+PRIVATE = 0o700  # a host's kernel log is in there, which other users may not be allowed to read
 
 
 def check(settings: Settings) -> None:
@@ -78,7 +79,7 @@ class Artifacts:
             folder = self._directory / self._unused_name(re.sub(r"[^\w.]+", "-", test).strip("-"))
             if folder.exists():  # an earlier run's, see --artifacts-overwrite
                 shutil.rmtree(folder)
-            folder.mkdir()
+            folder.mkdir(PRIVATE)
         except OSError as error:
             raise SetupError(
                 f"no folder for the artifacts of {test}: {error}; "
@@ -97,7 +98,7 @@ class Artifacts:
 
     def _new_directory(self) -> Path:
         if self._settings.artifacts is not None:
-            self._settings.artifacts.mkdir(parents=True, exist_ok=True)
+            self._settings.artifacts.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
             return self._settings.artifacts
         runs = self._root / RUNS
         runs.mkdir(parents=True, exist_ok=True)
@@ -119,7 +120,7 @@ def _unused(wanted: Path) -> Path:
     candidate = wanted
     while True:
         try:
-            candidate.mkdir()
+            candidate.mkdir(PRIVATE)
         except FileExistsError:
             number += 1
             candidate = wanted.with_name(f"{wanted.name}_{number}")

@@ -405,3 +405,18 @@ def test_sigterm_tears_down_like_ctrl_c(suite: pytest.Pytester) -> None:
     assert child.returncode == pytest.ExitCode.INTERRUPTED
     assert b"not finished" in output
     assert (suite.path / "lab-closed").exists()
+
+
+def test_what_a_guest_wrote_reaches_the_terminal_spelt_out(suite: pytest.Pytester) -> None:
+    lab_that(suite, verdict="errors.HostfaultError('console: \\x1b[2J\\n::add-mask::x')")
+    text = suite.runpytest(*ONE).stdout.str()
+    assert "\x1b[2J" not in text
+    assert "\n::add-mask" not in text
+    assert r"console: \x1b[2J" in text
+
+
+def test_the_evidence_is_for_its_owner_alone(suite: pytest.Pytester) -> None:
+    suite.runpytest(*ONE)
+    folder = folder_of_the_one(suite)
+    assert folder.stat().st_mode & 0o077 == 0
+    assert folder.parent.stat().st_mode & 0o077 == 0

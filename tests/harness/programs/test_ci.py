@@ -26,6 +26,7 @@ grep -qx "$package" "$CALLS.missing" 2>/dev/null || printf installed
 """
 # A Python that makes a virtual environment of stand-ins.
 PYTHON = """#!/bin/sh
+if [ "$1" = -I ]; then shift; fi
 case $1 in
 --version) echo Python 3.13.0 ;;
 -m) shift 3
