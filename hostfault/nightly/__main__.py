@@ -72,7 +72,7 @@ def _night(asked: argparse.Namespace, store: Store, programs: Programs) -> int:
         kind = news.judge(result, baseline.expected(result))
         return kind in (news.Kind.WORSE, news.Kind.TROUBLE)
 
-    runner = Runner(store, night, programs, plan.costs(measured), retry, _say)
+    runner = Runner(store, night, programs, measured, retry, _say)
     found = runner.run(before[0].left if before else ())
     night, code = finish.finish(store, runner.night, found, baseline)
     for name in store.prune(keep, wall_clock()):
@@ -95,7 +95,7 @@ def _to_go_on(asked: argparse.Namespace, store: Store) -> Night | None:
     ):
         for night in unfinished:
             _say(f"{night.name} was stopped and is not gone on with; what it had is kept")
-            found = Runner(store, night, Programs(), plan.costs([]), lambda _: False, _say).found()
+            found = Runner(store, night, Programs(), (), lambda _: False, _say).found()
             finish.finish(store, night, found, choose("last-green", store, night.name))
         return None
     return resumed(last, store)

@@ -42,13 +42,6 @@ class Digest:
         """The cases of this night, in order."""
         return results.in_order([case for cases in self.night.cases.values() for case in cases])
 
-    def history(self, key: Key) -> list[tuple[str, Result | None]]:
-        """A cell in the nights before and tonight, oldest first."""
-        nights = [
-            (night.name, results.latest(found).get(key)) for night, found in reversed(self.before)
-        ]
-        return [*nights, (self.night.name, self.cells.get(key))]
-
     @property
     def flakes(self) -> Mapping[Key, Sequence[Result]]:
         """The cells of tonight whose runs did not agree."""
@@ -87,12 +80,19 @@ def digest(store: Store, night: Night, found: Sequence[Result], baseline: Baseli
         runs=found,
         cells=results.latest(found),
         items=items,
-        changes=news.changes(found, cells),
+        changes=sorted(news.changes(found, cells), key=lambda each: _urgency(each.key, items)),
         since={item.result.key: news.bad_since(item, night.name, cells) for item in items},
         baseline=baseline.name,
         before=before,
         code=news.exit_code(items, results_there=any(not _is_skip(each) for each in found)),
     )
+
+
+def _urgency(key: Key, items: Sequence[Item]) -> int:
+    """What is worse comes first, what nobody learnt anything from last."""
+    kinds = [item.kind for item in items if item.result.key == key]
+    order = (news.Kind.WORSE, news.Kind.LOST, news.Kind.BETTER, news.Kind.CHANGED)
+    return order.index(kinds[0]) if kinds and kinds[0] in order else len(order)
 
 
 def _is_skip(result: Result) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hostfault.nightly import html, junit, kcidb, ktap, summary
 from hostfault.nightly.baseline import Baseline
 from hostfault.nightly.digest import Digest, digest
+from hostfault.nightly.news import Kind
 from hostfault.nightly.results import Outcome, Result
 from hostfault.nightly.store import Evidence, Night, Store, replace_text
 from hostfault.plumbing.deadline import wall_clock
@@ -27,7 +28,8 @@ def finish(
     """Write all files of a night and pack what its runs left; returns it and its exit code."""
     night, found = _without_the_impossible(night, found)
     of_night = digest(store, night, found, baseline)
-    night = dataclasses.replace(night, code=of_night.code, finished=wall_clock())
+    worse = tuple(item.result.key for item in of_night.of(Kind.WORSE))
+    night = dataclasses.replace(night, code=of_night.code, worse=worse, finished=wall_clock())
     store.save_results(night.name, found)
     evidence = store.evidence(night.name)
     for name, write in WRITERS.items():

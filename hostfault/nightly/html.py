@@ -17,7 +17,7 @@ from typing import Any
 
 from hostfault.nightly import plots, results, summary
 from hostfault.nightly.digest import Digest
-from hostfault.nightly.news import Item, Kind
+from hostfault.nightly.news import Kind
 from hostfault.nightly.results import Key, Outcome, Result, short
 from hostfault.nightly.store import Evidence
 from hostfault.plumbing.errors import SetupError
@@ -121,7 +121,7 @@ def _grid_keys(digest: Digest) -> list[Key]:
     return [Key(kernel, case) for case in digest.cases for kernel in digest.kernels]
 
 
-def tone(result: Result | None, item: Item | None) -> str:
+def tone(result: Result | None, *, worse: bool) -> str:
     """How a cell looks: bad and known is another thing than bad and new."""
     if result is None:
         return "none"
@@ -129,10 +129,7 @@ def tone(result: Result | None, item: Item | None) -> str:
         return "skipped"
     if result.outcome.is_trouble:
         return "trouble"
-    if item is not None and item.kind is Kind.WORSE:
-        return "bad"
-    badness = results.rank(result)
-    return ("good", "stopped", "known")[badness]
+    return "bad" if worse else ("good", "stopped", "known")[results.rank(result)]
 
 
 def _cell(digest: Digest, key: Key, anchors: Mapping[Key, str]) -> Cell:
@@ -140,7 +137,7 @@ def _cell(digest: Digest, key: Key, anchors: Mapping[Key, str]) -> Cell:
     item = next((each for each in digest.items if each.result.key == key), None)
     news_of_cell = item.kind.value if item and item.kind is not Kind.TROUBLE else ""
     return Cell(
-        tone=tone(result, item),
+        tone=tone(result, worse=item is not None and item.kind is Kind.WORSE),
         word=result.word if result else "not run",
         title=result.summary if result else "",
         anchor=anchors.get(key, ""),
@@ -231,31 +228,41 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), value[:400]) for name, value in found]
 
 
-def _histories(digest: Digest) -> list[tuple[str, list[tuple[str, Key, list[Cell]]]]]:
-    """For each kernel its cases, each with a cell a night, oldest first."""
-    tonight = {each.result.key: each for each in digest.items}
-    nights = [results.latest(found) for _, found in reversed(digest.before)] + [digest.cells]
-    names = [night.name for night, _ in reversed(digest.before)] + [digest.night.name]
+@dataclass(frozen=True)
+class History:
+    """One kernel's cases over the nights."""
+
+    kernel: str
+    rows: Sequence[tuple[str, Sequence[Cell]]]  # a case's name, and a cell a night, oldest first
+
+    @property
+    def changed(self) -> int:
+        """How many cases did not look the same in all nights."""
+        return sum(len({cell.tone for cell in strip} - {"none"}) > 1 for _, strip in self.rows)
+
+
+def _histories(digest: Digest) -> list[History]:
+    nights = [
+        (night.name, results.latest(found), frozenset(() if night.accepted else night.worse))
+        for night, found in reversed(digest.before)
+    ]
+    worse = frozenset(item.result.key for item in digest.of(Kind.WORSE))
+    nights.append((digest.night.name, dict(digest.cells), worse))
     found = []
     for kernel in digest.kernels:
         rows = []
         for group, name, case in _names(digest.cases):
             key = Key(kernel, case)
-            strip = [
-                _strip_cell(
-                    cells.get(key), night, tonight.get(key) if cells is digest.cells else None
-                )
-                for night, cells in zip(names, nights, strict=True)
-            ]
-            rows.append((f"{group} {name}" if name != group else name, key, strip))
-        found.append((kernel, rows))
+            strip = [_strip_cell(cells.get(key), night, key in bad) for night, cells, bad in nights]
+            rows.append((f"{group} {name}" if name != group else name, strip))
+        found.append(History(kernel, rows))
     return found
 
 
-def _strip_cell(result: Result | None, night: str, item: Item | None) -> Cell:
+def _strip_cell(result: Result | None, night: str, worse: bool) -> Cell:
     word = result.word if result else "not run"
     said = f"{night}: {word}" + (f", {result.summary}" if result and result.summary else "")
-    return Cell(tone(result, item), word, said)
+    return Cell(tone(result, worse=worse), word, said)
 
 
 def _phases(found: Sequence[Result]) -> dict[str, float]:

@@ -32,15 +32,18 @@ class Runner:
         store: Store,
         night: Night,
         programs: Programs,
-        costs: plan.Costs,
+        measured: Sequence[Result],
         retry: Callable[[Result], bool],
         say: Say,
     ) -> None:
-        """``retry`` says whether a result is worth a second look; each test gets one."""
+        """``measured``: results of other nights, for what a test takes.
+
+        ``retry`` says whether a result is worth a second look; each test gets one.
+        """
         self.night = night
         self._store = store
         self._programs = programs
-        self._costs = costs
+        self._measured = measured
         self._retry = retry
         self._say = say
         self._folder = store.folder(night.name)
@@ -59,7 +62,8 @@ class Runner:
             self._store.save_results(self.night.name, found)
             pending = self._pending(plan.in_order(cells, first), found)
             seconds = self.night.minutes * 60 - self.night.spent
-            batch = plan.next_batch(pending, seconds, self._costs, self._alone)
+            costs = plan.costs([*self._measured, *found])
+            batch = plan.next_batch(pending, seconds, costs, self._alone)
             if not batch:
                 self._update(left=tuple(pending))
                 return found

@@ -44,6 +44,7 @@ class Night:
     finished: float = 0.0  # seconds since the epoch; 0: it was stopped, and may go on
     cases: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by kernel
     left: Sequence[Key] = ()  # what did not fit; comes first in the next night
+    worse: Sequence[Key] = ()  # what was worse than the baseline, once it is over
     notes: Sequence[str] = ()  # what a person should know of the run itself
     code: int = 0  # the exit code
     accepted: bool = False  # by a person, as the baseline from then on
@@ -110,7 +111,8 @@ class Store:
         folder = self.folder(night.name)
         folder.mkdir(parents=True, exist_ok=True)
         data = dataclasses.asdict(night)
-        data["left"] = [[key.kernel, key.case] for key in night.left]
+        for name, keys in (("left", night.left), ("worse", night.worse)):
+            data[name] = [[key.kernel, key.case] for key in keys]
         replace_text(folder / "night.json", json.dumps(data, indent=1) + "\n")
 
     def results(self, name: str) -> list[Result]:
@@ -231,5 +233,6 @@ def _order(name: str) -> tuple[str, int]:
 def _night(data: dict[str, Any]) -> Night:
     names = {each.name for each in dataclasses.fields(Night)}
     known = {name: value for name, value in data.items() if name in names}
-    known["left"] = tuple(Key(kernel, case) for kernel, case in data.get("left", ()))
+    for name in ("left", "worse"):
+        known[name] = tuple(Key(kernel, case) for kernel, case in data.get(name, ()))
     return Night(**known)

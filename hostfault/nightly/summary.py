@@ -47,10 +47,11 @@ def text(digest: Digest) -> str:
 
 
 def _totals(digest: Digest) -> str:
+    worse = sum(item.result.outcome is not Outcome.PASSED for item in digest.of(Kind.WORSE))
     counts = {
         "passed": digest.count(Outcome.PASSED),
-        "bad as known": digest.count(Outcome.KNOWN),
-        "bad": digest.count(Outcome.FAILED),
+        "bad as known": digest.count(Outcome.KNOWN, Outcome.FAILED) - worse,
+        "bad and new": worse,
         "skipped": digest.count(Outcome.SKIPPED),
         "without a result": sum(each.outcome.is_trouble for each in digest.cells.values()),
     }

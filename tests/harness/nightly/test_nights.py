@@ -176,7 +176,7 @@ def test_a_baseline_that_makes_no_sense_is_told_before_anything_runs(
 
 def test_what_has_no_time_is_said_and_comes_first_in_the_next_night(suite: Suite) -> None:
     # 15 s for pytest and 60 s for a test that was never run: one fits, and then nothing does.
-    minutes = ("--minutes", "1.255")
+    minutes = ("--minutes", "1.2505")
     assert suite.night(*minutes, kernels="7.3.4,6.12") == 0
     assert suite.began() == ["7.3.4 virtiofs-dax-none-load-apf"]
     assert len(suite.last.left) == 7
