@@ -2,7 +2,8 @@
 
 What each case says stands in ``says.json``: by kernel, then by case, a word or a list of them, one
 for each run. ``*`` stands for any. The words are verdicts, or ``known``, ``skip``, ``trouble``,
-``waits``, ``breaks``, ``dies`` (pytest is killed), ``hangs``.
+``waits``, ``breaks``, ``dies`` (pytest is killed), ``hangs``; ``slowly`` before
+one makes it take a third of a second.
 """
 
 from __future__ import annotations
@@ -74,6 +75,9 @@ def case(request, pytestconfig):
         raise KeyError("no such thing")
     if word == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
+    if word.startswith("slowly "):
+        select.select([], [], [], 0.3)
+        word = word.removeprefix("slowly ")
     if word == "hangs":
         (ROOT / "hangs").touch()
         select.select([], [], [], 60)
