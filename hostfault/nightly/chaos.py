@@ -134,7 +134,7 @@ class Figures:
     kills: list[Kill] = field(default_factory=list)
     nights: int = 0
     results: int = 0
-    trouble: Counter[str] = field(default_factory=Counter)
+    trouble: dict[str, int] = field(default_factory=dict)  # by reason
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
@@ -145,7 +145,7 @@ class Figures:
         return [
             f"{len(self.kills)} kills: {', '.join(f'{kinds[k]} {k}' for k in KINDS if kinds[k])}",
             f"{self.nights} nights, {self.results} results",
-            f"runs without a verdict: {dict(self.trouble) or 'none'}",
+            f"runs without a verdict: {self.trouble or 'none'}",
             f"wrong verdicts: {self.wrong or 'none'}",
             f"results lost: {self.lost or 'none'}",
             f"left behind: {self.left or 'nothing'}",
@@ -263,7 +263,8 @@ class Chaos:
     def _look_for_wrongs(self, found: Iterable[Result]) -> None:
         for each in found:
             if each.outcome.is_trouble:
-                self.figures.trouble[each.reason] += 1
+                count = self.figures.trouble.get(each.reason, 0)
+                self.figures.trouble[each.reason] = count + 1
             elif each.outcome is not Outcome.SKIPPED and each.word != self._expected.get(each.key):
                 self.figures.wrong.append(f"{each.kernel} {each.case}: {each.word}: {each.summary}")
 
@@ -287,10 +288,7 @@ class Chaos:
             self._seconds = data["seconds"]
             self._expected = {Key(kernel, case): word for kernel, case, word in data["expected"]}
             of = data["figures"]
-            self.figures = Figures(
-                **of
-                | {"kills": [Kill(**k) for k in of["kills"]], "trouble": Counter(of["trouble"])}
-            )
+            self.figures = Figures(**of | {"kills": [Kill(**kill) for kill in of["kills"]]})
 
     def _save(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -34,10 +34,11 @@ def test_kills_change_no_verdict_and_lose_and_leave_nothing(suite: Suite) -> Non
 
 
 def test_it_goes_on_where_it_was(suite: Suite) -> None:
-    suite.says({"*": {"*": "slowly known"}})
-    chaos(suite, 2)
-    again = chaos(suite, 3)
-    assert len(again.figures.kills) == 3
+    suite.says({"*": {"*": "slowly known", "zero-load-apf": ["known", "trouble", "known"]}})
+    chaos(suite, 1)
+    again = chaos(suite, 2)
+    assert len(again.figures.kills) == 2
+    assert again.figures.trouble == {"ConnectionLostError": 1}
     assert len(list((suite.root / "chaos" / "undisturbed").glob("20*"))) == 1
 
 
