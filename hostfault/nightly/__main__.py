@@ -105,10 +105,16 @@ def _asked_of(
     asked: argparse.Namespace,
 ) -> tuple[str, float, str, list[str], dict[str, str]]:
     options = list(asked.pytest)
-    if asked.workers > 1:
-        options += ["-n", str(asked.workers), "--dist", "loadgroup"]
+    number = plan.workers(asked.workers, len(os.sched_getaffinity(0)), _memory())
+    if number > 1:
+        options += ["-n", str(number), "--dist", "loadgroup"]
     kernels = plan.kernels_of(asked.kernels) if asked.kernels is not None else _default_kernels()
     return asked.set, asked.minutes, asked.shard, options, kernels
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _default_kernels() -> dict[str, str]:
@@ -205,7 +211,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--reason", default="", help="for --accept-as-baseline: why")
     add("--link", default="", help="for --accept-as-baseline: where it is discussed")
     add("--fresh", action="store_true", help="begin a night though the last one was stopped")
-    add("--workers", type=int, default=1, metavar="N", help="tests at the same time")
+    add(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="tests at the same time, as far as cores and memory allow",
+    )
     add("--shard", default="", metavar="I/N", help="the I-th of N parts of the set")
     add("--merge", nargs="+", metavar="DIR", help="run nothing: make one night of shards'")
     add("--submit", metavar="URL", help="send kcidb.json there; token: $KCIDB_TOKEN")

@@ -17,6 +17,7 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "nightly": ("tests/dax",),
 }
 UNKNOWN_CASE = 60.0  # seconds: a case that was never run may have to boot its machine
+WORKER = 2 << 30  # bytes of memory: an emulated host, the page cache of its saved machine, pytest
 START = 15.0  # seconds that a run of pytest takes beside its tests: open the lab, close it
 
 
@@ -38,6 +39,11 @@ def kernels_of(text: str) -> dict[str, str]:
     if not found:
         raise UsageError("--kernels: names no kernel")
     return found
+
+
+def workers(asked: int, cores: int, memory: int) -> int:
+    """How many tests may run at a time: with more than cores, boots starve each other's timers."""
+    return max(1, min(asked, cores, memory // WORKER))
 
 
 def is_local(kernel: str) -> bool:
