@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from hostfault.kernel.versions import Range, range_of, version_of
 from hostfault.nightly import results
 from hostfault.nightly.results import Key, Outcome, Result
 from hostfault.nightly.store import Night, Store
 from hostfault.plumbing.errors import UsageError
+from hostfault.plumbing.versions import Range, range_of, version_of
 
 
 @dataclass(frozen=True)

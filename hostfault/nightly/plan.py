@@ -10,11 +10,19 @@ from itertools import groupby
 from hostfault.nightly.results import LOCAL, Key, Outcome, Result
 from hostfault.plumbing.errors import UsageError
 
-# The tests of a set, as pytest's arguments below the project.
-SETS: Mapping[str, tuple[str, ...]] = {
-    "quick": ("tests/dax", "-k", "none-load-apf or zero-load-apf"),
-    "dax": ("tests/dax", "-k", "dax"),
-    "nightly": ("tests/dax",),
+
+@dataclass(frozen=True)
+class Set:
+    """Which tests a night runs."""
+
+    places: tuple[str, ...]  # below the project
+    select: str = ""  # pytest's -k
+
+
+SETS: Mapping[str, Set] = {
+    "quick": Set(("tests/dax",), "none-load-apf or zero-load-apf"),
+    "dax": Set(("tests/dax",), "dax"),
+    "nightly": Set(("tests/dax", "tests/ram")),
 }
 UNKNOWN_CASE = 60.0  # seconds: a case that was never run may have to boot its machine
 WORKER = 2 << 30  # bytes of memory: an emulated host, the page cache of its saved machine, pytest
@@ -90,18 +98,17 @@ def next_batch(
 ) -> list[Key]:
     """The cells of one kernel that the next run of pytest gets; none if nothing fits any more.
 
-    They are taken from the front, where a kernel's cells are neighbours. The first kernel of which
-    something fits is taken: what is dear must not keep out what is cheap. The kernels ``alone``
-    get one cell a run.
+    They are taken from the front, where a kernel's cells are neighbours, of the first kernel of
+    which something fits: what is dear must not keep out what is cheap. The kernels ``alone`` get
+    one cell a run.
     """
     for kernel, group in groupby(pending, key=lambda key: key.kernel):
         taken: list[Key] = []
         left = seconds - START
         for key in group:
-            left -= costs.of(key)
-            if left < 0 or (taken and kernel in alone):
-                break
-            taken.append(key)
+            if costs.of(key) <= left and not (taken and kernel in alone):
+                left -= costs.of(key)
+                taken.append(key)
         if taken:
             return taken
     return []

@@ -46,8 +46,10 @@ class Ended:
 
 def collect(programs: Programs, set_name: str, options: Sequence[str]) -> list[str]:
     """The node ids of a set's tests. Raises :class:`hostfault.plumbing.errors.SetupError`."""
-    place, *rest = SETS[set_name]
-    argv = [*programs.pytest, str(programs.root / place), *rest, *options, "--collect-only", "-q"]
+    wanted = SETS[set_name]
+    places = [str(programs.root / place) for place in wanted.places]
+    select = ["-k", wanted.select] if wanted.select else []
+    argv = [*programs.pytest, *places, *select, *options, "--collect-only", "-q"]
     said = run_program(
         argv, what="collecting the tests", timeout=COLLECTING, env=_environment(), cwd=programs.root
     )

@@ -57,6 +57,8 @@ def test_a_batch_is_of_one_kernel_and_in_order() -> None:
     assert plan.next_batch(keys, plan.START + 1.5, costs) == keys[:1]
     assert plan.next_batch(keys, 100.0, costs, alone={"a"}) == keys[:1]
     assert plan.next_batch(keys, plan.START, costs) == []
+    dear_first = plan.Costs({keys[0]: 500.0}, costs.by_case)
+    assert plan.next_batch(keys, 100.0, dear_first) == keys[1:2]
 
 
 def test_what_was_left_comes_first_if_it_is_still_wanted() -> None:
