@@ -24,6 +24,7 @@ from hostfault.nightly.submit import submit
 from hostfault.plumbing.deadline import wall_clock
 from hostfault.plumbing.errors import HostfaultError, UsageError
 from hostfault.plumbing.project import PROJECT
+from hostfault.plumbing.short_directory import sweep_short_directories
 
 USAGE = 2
 STOPPED = 130
@@ -74,6 +75,8 @@ def _night(asked: argparse.Namespace, store: Store, programs: Programs) -> int:
 
     runner = Runner(store, night, programs, measured, retry, _say)
     found = runner.run(before[0].left if before else ())
+    # A pytest that was killed could not; the next one would, but there may be none tonight.
+    sweep_short_directories()
     night, code = finish.finish(store, runner.night, found, baseline)
     for name in store.prune(keep, wall_clock()):
         _say(f"{name} is older than {asked.keep} and removed")
