@@ -160,7 +160,8 @@ def resumed(night: Night, store: Store) -> Night:
     notes = sorted((folder / "runs").glob("*.json"))
     if not notes or notes[-1].stat().st_mtime < (folder / "night.json").stat().st_mtime:
         return night  # nothing ran since its time was written down
-    spent = reading.seconds_of(notes[-1].with_name(notes[-1].name.removesuffix(".json")))
+    run = notes[-1].with_name(notes[-1].name.removesuffix(".json"))
+    spent = reading.seconds_of(run, notes[-1])
     return dataclasses.replace(night, spent=night.spent + spent)
 
 

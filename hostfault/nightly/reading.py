@@ -39,10 +39,13 @@ def read_run(run: Path, night: Path, kernel: str, attempts: Mapping[str, int]) -
     return found
 
 
-def seconds_of(run: Path) -> float:
-    """How long a run went on, for one whose starter did not live to say so: to its last word."""
+def seconds_of(run: Path, note: Path) -> float:
+    """How long a run went on, for one whose starter did not live to say so.
+
+    From the note beside it, which is written just before, to its last word.
+    """
     try:
-        return max(0.0, (run / REPORT_LOG).stat().st_mtime - run.stat().st_ctime)
+        return max(0.0, (run / REPORT_LOG).stat().st_mtime - note.stat().st_mtime)
     except OSError:
         return 0.0
 

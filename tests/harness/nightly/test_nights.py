@@ -16,6 +16,7 @@ from nightly_suite import CASES, Suite
 
 from hostfault.nightly import lock
 from hostfault.nightly.__main__ import main
+from hostfault.nightly.night import resumed
 from hostfault.nightly.results import LOCAL, Outcome
 from hostfault.plumbing.deadline import Deadline, poll
 
@@ -210,6 +211,25 @@ def start(suite: Suite, *words: str) -> subprocess.Popen[bytes]:
 def until_it_hangs(suite: Suite) -> None:
     deadline = Deadline(60, "the test that hangs")
     poll(deadline, lambda: (suite.root / "hangs").exists() or None)
+
+
+def test_the_time_of_a_run_that_was_killed_counts(suite: Suite) -> None:
+    suite.night()
+    night = dataclasses.replace(suite.last, spent=10.0, finished=0.0)
+    suite.store.save(night)
+    folder = suite.store.folder(night.name)
+    run = folder / "runs" / "009-7.3.4"
+    run.mkdir()
+    (run / "report.jsonl").touch()
+    note = run.with_name("009-7.3.4.json")
+    note.write_text("{}")
+    begun = (folder / "night.json").stat().st_mtime + 1
+    os.utime(note, (begun, begun))
+    os.utime(run / "report.jsonl", (begun + 42, begun + 42))
+    assert resumed(night, suite.store).spent == pytest.approx(52.0)
+    suite.store.save(night)  # now the run is counted
+    os.utime(folder / "night.json", (begun + 60, begun + 60))
+    assert resumed(night, suite.store).spent == 10.0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

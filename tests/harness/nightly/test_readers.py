@@ -29,9 +29,10 @@ EVERY_SORT = {
 }
 
 
-@pytest.fixture
-def night(suite: Suite) -> Suite:
-    """A night with a test of every outcome, and a guest that says awkward things."""
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Suite:
+    """A night with a test of every outcome, and a guest that says awkward things. To be read."""
+    suite = Suite(tmp_path_factory.mktemp("night"))
     (suite.root / "summary").write_text('a guest says <b>"]]>&#1;\x1b[31m $x^2$ | # SKIP\x00 ')
     suite.says(EVERY_SORT)
     assert suite.night(kernels="7.3.4,6.12,6.1") == 1
@@ -246,10 +247,10 @@ def test_no_guest_writes_markdown_or_lines_of_its_own(night: Suite) -> None:
 
 def test_a_summary_fits_on_a_screen_whatever_happened(suite: Suite) -> None:
     suite.says({"*": {"*": "spin"}})
-    suite.night(kernels=",".join(f"k{number}=6.{number}" for number in range(8)))
+    suite.night(kernels=",".join(f"k{number}=6.{number}" for number in range(4)))
     summary = suite.file("summary.md").splitlines()
     assert len(summary) < 40
-    assert "20 more" in "\n".join(summary)
+    assert "4 more" in "\n".join(summary)
 
 
 # --- report.html ---

@@ -1,0 +1,80 @@
+"""A night of the project's real tests and its real plugin, with a lab that only pretends.
+
+What stands in for the machines is the bisection's; what a run leaves is the plugin's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from hostfault.nightly.__main__ import main
+from hostfault.nightly.results import Outcome, Result
+from hostfault.nightly.runs import Programs
+from hostfault.nightly.store import Store
+
+STAND_INS = Path(__file__).parents[1] / "bisect"
+
+
+def results_of_a_night(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **environment: str
+) -> dict[str, Result]:
+    """A quick night on 7.3.4 and on 6.12, by kernel and fault."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(STAND_INS), *_path()]))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    words = ["--set", "quick", "--kernels", "7.3.4,6.12", "--results", str(tmp_path)]
+    main(words, Programs(pytest=(*Programs().pytest, "-p", "bisect_stand_ins")))
+    store = Store(tmp_path)
+    found = store.results(store.names()[-1])
+    fault = {"test_control": "none", "test_truncate": "zero"}
+    return {
+        f"{each.kernel} {fault[each.case.rpartition('::')[2].partition('[')[0]]}": each
+        for each in found
+    }
+
+
+def _path() -> list[str]:
+    return list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+
+
+def test_the_real_plugins_words_are_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = results_of_a_night(tmp_path, monkeypatch, BROKEN_PACKAGES="6.12")
+    known = found["7.3.4 zero"]
+    assert (known.outcome, known.word) == (Outcome.KNOWN, "spin")
+    assert known.summary == "spin, said the stand-in"
+    assert known.release.startswith("7.3.4")
+    assert known.packaged
+    assert known.record["known_issue"] == "kvm-apf-error"
+    assert found["7.3.4 none"].outcome is Outcome.FAILED  # a control must not spin
+    for fault in ("none", "zero"):
+        trouble = found[f"6.12 {fault}"]
+        assert trouble.outcome is Outcome.HARNESS
+        assert trouble.reason == "SetupError"
+        assert "the machine is out of order" in trouble.summary
+
+
+def test_the_evidence_of_a_real_run_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = results_of_a_night(tmp_path, monkeypatch, BROKEN_PACKAGES="6.12")
+    store = Store(tmp_path)
+    evidence = store.evidence(store.names()[-1])
+    verdict = json.loads(evidence.text(found["7.3.4 zero"], "verdict.json"))
+    assert verdict == found["7.3.4 zero"].record
+    assert "out of order" in evidence.text(found["6.12 zero"], "error.txt")
+
+
+def test_a_fix_on_a_listed_kernel_is_a_pass_and_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = results_of_a_night(tmp_path, monkeypatch, FIRST_FIXED="7.3.4")
+    fixed = found["7.3.4 zero"]
+    assert (fixed.outcome, fixed.word) == (Outcome.PASSED, "vm-exit")
+    assert fixed.reason == "passes in spite of a known issue"
+    assert found["6.12 zero"].outcome is Outcome.KNOWN
