@@ -34,6 +34,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     """A night with a test of every outcome, and a guest that says awkward things. To be read."""
     suite = Suite(tmp_path_factory.mktemp("night"))
     (suite.root / "summary").write_text('a guest says <b>"]]>&#1;\x1b[31m $x^2$ | # SKIP\x00 ')
+    (suite.root / "draw").touch()
     suite.says(EVERY_SORT)
     assert suite.night(kernels="7.3.4,6.12,6.1") == 1
     return suite
