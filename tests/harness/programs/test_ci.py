@@ -31,6 +31,7 @@ case $1 in
 --version) echo Python 3.13.0 ;;
 -m) shift 3
     echo "python -m venv $*" >>"$CALLS"
+    rm -rf "$1" # --clear
     mkdir -p "$1/bin"
     for name in pip pytest ruff mypy lint-imports; do
         cp "$(dirname "$0")/apt-get" "$1/bin/$name"
@@ -123,6 +124,18 @@ def test_the_environment_is_made_anew_when_its_description_changes(sandbox: Sand
     assert len(starting_with(sandbox.run("ci/dax")[1], "python", "pip")) == 2
 
 
+def test_an_extra_is_added_once_and_again_when_the_environment_is_made_anew(
+    sandbox: Sandbox,
+) -> None:
+    sandbox.run("ci/dax")  # which needs none
+    added = [starting_with(sandbox.run("ci/test")[1], "pip") for _ in range(2)]
+    assert [call.rpartition("[")[2] for call in added[0]] == ["nightly]"]
+    assert added[1] == []
+    (sandbox.project / "pyproject.toml").write_text("[project]\nname = 'new'\n")
+    extras = [call.rpartition("[")[2] for call in starting_with(sandbox.run("ci/test")[1], "pip")]
+    assert extras == ["dev]", "nightly]"]
+
+
 def test_an_environment_that_could_not_be_filled_is_tried_again(sandbox: Sandbox) -> None:
     sandbox.let_fail("pip", 1)
     code, calls = sandbox.run("ci/dax")
@@ -150,7 +163,7 @@ def test_every_check_runs_and_the_worst_code_is_returned(sandbox: Sandbox, comma
     sandbox.let_fail("shellcheck", 1)
     code, calls = sandbox.run(command)
     assert code == 3
-    names = [call.split()[0] for call in calls][2:]  # after those that made the environment
+    names = [call.split()[0] for call in calls][3:]  # after those that made the environment
     assert names == ["ruff", "ruff", "mypy", "lint-imports", "shellcheck", "pytest"]
     (shellcheck,) = starting_with(calls, "shellcheck")
     linted = set(shellcheck.split()[3:])
