@@ -31,6 +31,9 @@ LOGS = (
     ("guest-console.log", "The guest's console"),
     ("guest-qemu.log", "The guest's QEMU"),
     ("probe.jsonl", "The guest task, step by step"),
+    ("daxfs.jsonl", "The back-end: what it mapped and unmapped"),
+    ("host-serial.log", "The emulated host's console"),
+    ("host-qemu.log", "The emulated host's QEMU"),
 )
 LOG_LIMIT = 12_000  # characters of the end of each
 _SHOWN_ELSEWHERE = {"verdict", "summary", "evidence", "test", "seconds", "options"}
