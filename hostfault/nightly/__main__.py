@@ -110,7 +110,8 @@ def _asked_of(
     options = list(asked.pytest)
     number = plan.workers(asked.workers, len(os.sched_getaffinity(0)), _memory())
     if number > 1:
-        options += ["-n", str(number), "--dist", "loadgroup"]
+        # Not loadgroup: with it, pytest-xdist 3.8 waits for ever once a worker was killed.
+        options += ["-n", str(number), "--dist", "load"]
     kernels = plan.kernels_of(asked.kernels) if asked.kernels is not None else _default_kernels()
     return asked.set, asked.minutes, asked.shard, options, kernels
 

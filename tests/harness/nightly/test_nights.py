@@ -287,6 +287,23 @@ def test_a_test_that_kills_pytest_is_found_and_does_not_take_the_others_along(
     assert len(passed) == len(CASES) - 1
 
 
+# --- several at a time ---
+
+
+def test_two_workers_find_what_one_finds_and_run_nothing_twice(suite: Suite) -> None:
+    suite.says({"*": STOCK | {"zero-load-apf": "slowly known"}})
+    assert suite.night("--", "-n", "2", "--dist", "load") == 0
+    assert words_of(suite) == dict.fromkeys(CASES, "spin") | {"none-load-apf": "ok"}
+    assert len(suite.began()) == len(CASES)
+    assert all(each.folder for each in suite.results())
+
+
+def test_a_worker_that_dies_does_not_take_the_others_along(suite: Suite) -> None:
+    suite.says({"*": {"zero-load-apf": ["dies", "task-error"]}})
+    suite.night("--", "-n", "2", "--dist", "load")
+    assert set(words_of(suite).values()) == {"task-error"}
+
+
 # --- the store ---
 
 
