@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -19,6 +19,7 @@ from hostfault.plumbing.process import spawn, tail
 from hostfault.remote.qmp import Recorder
 
 MEMORY = 1024  # MiB
+DYING = 10.0  # seconds that a killed QEMU may take to give back its memory
 VCPUS = 2  # one halves the guest's speed
 QMP_PORT = 4444  # in the host: the guest's QEMU listens for the harness
 GUEST_SSH_PORT = 10022  # in the host: forwarded to port 22 of the guest
@@ -195,11 +196,20 @@ class Machine:
         return str(event.data.get("reason", "")).startswith("guest-")
 
     def hung(self, words: str) -> Ended:
-        """What to record for a host that runs and does not answer."""
+        """What to record for a host that runs and does not answer.
+
+        Raises :class:`LaunchError` if it was QEMU that came to an end: a process that is killed
+        closes its sockets some time before it can be seen to have ended.
+        """
         try:
             registers = self.recorder.monitor("info registers -a")
         except HostfaultError as error:
             registers = str(error)
+            with suppress(DeadlineError):
+                poll(Deadline(DYING, "the emulated host's QEMU to end"), self._child.poll)
+            gone = self.ended()
+            if gone is not None:
+                return gone
         return Ended(None, None, f"{registers}\n{self._serial.text()}\n{words}")
 
     def check_alive(self) -> None:

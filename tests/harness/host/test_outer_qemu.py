@@ -11,7 +11,12 @@ import pytest
 from hostfault.case.model import Event
 from hostfault.host.outer_qemu import READY, Machine, Serial
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import HostfaultError, LaunchError, SetupError
+from hostfault.plumbing.errors import (
+    ConnectionLostError,
+    HostfaultError,
+    LaunchError,
+    SetupError,
+)
 
 PANIC = Event("GUEST_PANICKED", 1.0, {"action": "pause"}, host=True)
 
@@ -117,6 +122,26 @@ def test_a_host_that_resets_itself_has_ended(log: Path) -> None:
 def test_the_end_of_qemu_itself_says_nothing_of_the_host(log: Path, qemu: PretendedQemu) -> None:
     with pytest.raises(LaunchError, match="the emulated host's QEMU ended with code"):
         machine(log, qemu).ended()
+
+
+class DyingQemu(PretendedQemu):
+    """Killed a moment ago: its sockets are closed, the process is not gone yet."""
+
+    def __init__(self, polls: int) -> None:
+        super().__init__()
+        self._polls = polls
+
+    def poll(self) -> int | None:
+        self._polls -= 1
+        return -9 if self._polls < 0 else None
+
+    def monitor(self, _command: str) -> str:
+        raise ConnectionLostError("QMP hung up")
+
+
+def test_a_killed_qemu_that_is_not_gone_yet_is_no_hung_host(log: Path) -> None:
+    with pytest.raises(LaunchError, match="ended with code -9"):
+        machine(log, DyingQemu(polls=3)).hung("the agent hung up")
 
 
 def test_a_machine_that_dies_while_it_is_set_up_is_trouble(log: Path) -> None:
