@@ -1,3 +1,3 @@
-"""Loads the plugin; everything else lives in hostfault/plugin.py."""
+"""Loads the plugin; everything else lives in hostfault/plugin/."""
 
 pytest_plugins = ["hostfault.plugin.session"]

@@ -141,7 +141,7 @@ def _log(agent: Agent) -> str:
 def find_frame(log_text: str, inode: int, offset: int, writable: bool) -> int | None:
     """Where the daemon's log says that a page of a file is mapped now, as a guest frame.
 
-    Two things must be told: that QEMU acknowledged the mapping ("map"), and at which
+    Two things must be logged: that QEMU acknowledged the mapping ("map"), and at which
     guest-physical address the file's memory is, which QEMU itself says ("memory": the request
     ADD_MEM_REG of QEMU's docs/interop/vhost-user.rst).
     """

@@ -20,7 +20,7 @@ _MARKS = (
     ("error", Outcome.ERROR),
     ("skipped", Outcome.SKIPPED),
 )
-# What hostfault/keeper.py says of trouble, in what pytest says of an error.
+# What hostfault/plugin/keeper.py says of trouble, in what pytest says of an error.
 _TROUBLE = re.compile(r"harness trouble \(\w+\): (?P<what>[^;\n]*)")
 
 

@@ -24,8 +24,8 @@ AGENT_LOG = "agent.log"
 
 FILES: Mapping[str, str] = {
     VERDICT: "the verdict, its evidence, and everything that it stands on",
-    ERROR: "in place of a verdict: the harness's trouble",
-    PROBE: "what the guest task said, step by step; a last line `touching`: not come back",
+    ERROR: "in place of a verdict: trouble of the harness",
+    PROBE: "what the guest task reported, step by step; `touching` at the end: not returned",
     SAMPLES: "one line each 50 ms or more: faults by gfn and RIP, statistics, CPU time, run state",
     REGISTERS: "the vCPUs at the end; `RIP` is where the task stands, `CPL=3` means in user space",
     HOST_KERNEL_LOG: "what the host's kernel logged from the fault on; empty if nothing",
@@ -33,9 +33,9 @@ FILES: Mapping[str, str] = {
     GUEST_QEMU_LOG: "what the guest's QEMU printed",
     GUEST_QMP: "every message to and from the guest's QEMU, with times",
     HOST_SERIAL: "emulated host: its console, from its boot on",
-    HOST_QEMU_LOG: "emulated host: the outer QEMU's command line and words",
+    HOST_QEMU_LOG: "emulated host: the outer QEMU's command line and what it printed",
     HOST_QMP: "emulated host: messages to and from the outer QEMU",
-    AGENT_LOG: "local host: the agent's command line and words",
+    AGENT_LOG: "local host: the agent's command line and what it printed",
     OBSERVATION: "everything that the verdict was made of",
 }
 """In the order of docs/debugging.md, which has the same table."""

@@ -16,7 +16,9 @@ class Settings:
     host_kernel: str | None = None  # a name, a path, ...; None: the newest of the catalog
     guest_kernel: str | None = None  # the same
     qemu: str = "image"  # "image" | "system" | a path
-    accept: str = "vm"  # "vm": stopping the whole VM will do; "task": the task must be told
+    accept: str = (
+        "vm"  # "vm": an exit that stops the VM will do; "task": only an error for the task
+    )
     require: tuple[str, ...] = ()  # capabilities whose absence is an error
     known_issues: bool = True  # whether kernels/known_issues.toml applies
     artifacts: Path | None = None  # None: a new directory in .hostfault/runs

@@ -198,8 +198,8 @@ class Configuration:
             watch.lap("backend ready")
             recorder.execute("stop")
             recorder.disconnect()
-            log.info("saving the machine")
-            machine.save(entry / _SNAPSHOT, Deadline(60.0, "the machine to be saved"))
+            log.info("saving the snapshot")
+            machine.save(entry / _SNAPSHOT, Deadline(60.0, "the snapshot to be saved"))
             watch.lap("save")
         shutil.copy(folder / HOST_SERIAL, entry / HOST_SERIAL)
         notes = {"phases": watch.phases, "guest_connections": guest.spares}
@@ -238,7 +238,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class EmulatedLife:
-    """An emulated host survives to tell: its outer QEMU does."""
+    """Of an emulated host: its outer QEMU outlives it, and reports how it ended."""
 
     machine: Machine
     sockets: Sockets

@@ -44,7 +44,7 @@ COMMAND_LINE = (
 
 @dataclass(frozen=True)
 class MachineSpec:
-    """Everything that decides what the machine is; part of the key of a saved one."""
+    """Everything that decides what the machine is; part of a snapshot's key."""
 
     qemu: Qemu
     image: HostImage

@@ -55,7 +55,7 @@ def is_built(text: str) -> bool:
 def resolve_built(text: str, cache: Cache, say: Say = log.info) -> Kernel:
     """The kernel that ``text`` names, built if it is not in the cache.
 
-    ``say`` is told which way is taken and why. Raises :class:`UsageError` for what does not
+    ``say`` gets which way is taken and why. Raises :class:`UsageError` for what does not
     exist, :class:`SetupError` for what cannot be had, and :class:`LaunchError` with the
     compiler's lines for what does not build.
     """

@@ -54,7 +54,7 @@ class LabKeeper:
         if self._trouble is not None:
             if self._trouble_told and not isinstance(self._trouble, MissingCapabilityError):
                 first_line = str(self._trouble).splitlines()[0]
-                raise HostfaultError(f"no lab, as told above: {first_line}")
+                raise HostfaultError(f"no lab, as reported above: {first_line}")
             self._trouble_told = True
             raise self._trouble
         assert self._lab is not None

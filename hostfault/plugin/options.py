@@ -37,7 +37,7 @@ def add_options(parser: pytest.Parser) -> None:
         "--accept",
         choices=("vm", "task"),
         default="vm",
-        help="what passes: stopping the VM with an error (default), or only telling the task",
+        help="what passes: an exit that stops the VM, too (default), or only an error for the task",
     )
     group.addoption(
         "--require",

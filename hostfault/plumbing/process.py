@@ -15,7 +15,7 @@ from hostfault.plumbing.errors import LaunchError
 
 RUN_GRACE = 30.0  # seconds; mmdebstrap removes a tree of hundreds of megabytes after SIGTERM
 
-# Is told a process group. $1: tenths of a second between TERM and KILL.
+# Reads a process group. $1: tenths of a second between TERM and KILL.
 _GUARD = """
 read -r group || exit
 read -r word && exit

@@ -1,4 +1,4 @@
-"""Things that are chosen by name; a name that is unknown is told what there is."""
+"""Things that are chosen by name; an unknown name is an error that lists the known ones."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, ProtocolError
 from hostfault.remote.shell import Stream
 
-SLICE = 0.3  # seconds between two looks at whether the host still lives
+SLICE = 0.3  # seconds between two checks that the host still lives
 
 
 class Agent:

@@ -32,7 +32,7 @@ class Channel:
         return self._said.decode(errors="replace")
 
     def steps(self) -> list[dict[str, Any]]:
-        """The steps that it has told."""
+        """The steps that it has reported."""
         return steps(self.text)
 
     def say(self, line: str) -> None:

@@ -22,7 +22,7 @@ logging.getLogger("paramiko").propagate = False
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 OUTPUT_LIMIT = 1 << 20  # bytes of a command's output that are kept: the guest is untrusted
-NO_CODE = -1  # paramiko's exit code of a command that has told none
+NO_CODE = -1  # paramiko's exit code of a command that reported none
 
 
 class SshShell:

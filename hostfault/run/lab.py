@@ -43,7 +43,7 @@ from hostfault.run.observe import arm, observe
 
 log = logging.getLogger(__name__)
 
-# Bytes of each kind that the cache keeps, oldest out; a saved machine takes some 320 MB. What
+# Bytes of each kind that the cache keeps, oldest out; a snapshot takes some 320 MB. What
 # is built from source has its limits in kernel/build.py, and there is one identity for ever.
 CACHE_LIMITS = {
     "machines": 8 << 30,
@@ -92,7 +92,7 @@ class Lab:
             log.info("arming the probe")
             armed = arm(testbed, scenario)
             testbed.watch.lap("arm")
-            log.info("watching the touch")
+            log.info("watching the access")
             observation = observe(testbed, armed)  # injects the fault, gives the word, samples
             testbed.watch.lap("touch to verdict")
             _keep(observation, folder)

@@ -1,4 +1,4 @@
-"""Run one cell once, in a fork of a saved machine, and record what is counted."""
+"""Run one cell once, in a fork of a snapshot, and record what is counted."""
 
 from __future__ import annotations
 

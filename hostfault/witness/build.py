@@ -63,7 +63,7 @@ class Framework:
 def framework(cache: Cache) -> Framework:
     """The selftests of the newest catalogued kernel; about half a minute on first use.
 
-    Raises :class:`~hostfault.errors.SetupError` if the source cannot be had.
+    Raises :class:`~hostfault.plumbing.errors.SetupError` if the source cannot be had.
     """
     entry = load()[newest()]
     version = package_version(packaged(entry, cache).image)

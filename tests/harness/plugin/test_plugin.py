@@ -189,7 +189,7 @@ def test_a_lab_that_cannot_be_prepared_is_told_in_full_only_once(
     result.assert_outcomes(errors=2)
     text = result.stdout.str()
     assert text.count("the whole story") == 1
-    assert "no lab, as told above: no mirror answers" in text
+    assert "no lab, as reported above: no mirror answers" in text
 
 
 def test_an_error_of_the_system_while_preparing_is_an_error_of_each_test(
