@@ -21,6 +21,7 @@ from hostfault.kernel.fetch import KEYRING, explained, mirror
 from hostfault.kernel.modules import modules_for
 from hostfault.plumbing.cache import Cache, disk_usage, key_of
 from hostfault.plumbing.errors import LaunchError, SetupError
+from hostfault.plumbing.mmdebstrap import mmdebstrap
 from hostfault.plumbing.packages import find_tool, run_tool
 from hostfault.plumbing.project import IMAGES, read_list
 from hostfault.plumbing.ssh_keys import Identity
@@ -32,6 +33,7 @@ HOST_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "pvp
 CPU_FLAGS = {"kvm-amd": "svm", "kvm-intel": "vmx"}  # what makes a CPU fit for a module
 SCRATCH = 2 << 30  # bytes of the disk left free for the run; holes on our own disk
 BUILD_PATIENCE = 1800.0  # seconds for mmdebstrap, on a slow network
+BUILD_ROOM = 768 << 20  # bytes that mmdebstrap needs while it works
 _FOLDERS = ("proc", "sys", "dev", "new", "payload")
 _LAYOUT = "2"  # change it when this module makes the same recipe into something else
 
@@ -76,9 +78,8 @@ def _bootstrap(archive: Path) -> None:
         for suite in (SUITE, f"{SUITE}-backports")
     ]
     try:
-        run_tool(
+        mmdebstrap(
             [
-                "mmdebstrap",
                 "--variant=minbase",
                 "--architectures=amd64",
                 "--format=tar",
@@ -90,8 +91,8 @@ def _bootstrap(archive: Path) -> None:
                 str(archive),
                 *sources,
             ],
-            what="mmdebstrap",
-            timeout=BUILD_PATIENCE,
+            room=BUILD_ROOM,
+            patience=BUILD_PATIENCE,
         )
     except LaunchError as error:
         raise _explain(error) from error
@@ -122,7 +123,8 @@ def _make_disk(root: Path, disk: Path) -> None:
         str(root),
     ]
     mke2fs += ["-E", "lazy_itable_init=1,lazy_journal_init=1", str(disk), f"{megabytes}M"]
-    as_root = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]
+    # Not by a user namespace: those may be forbidden, as Ubuntu 24.04 does it.
+    as_root = [] if os.geteuid() == 0 else ["fakeroot"]
     run_tool([*as_root, *mke2fs], what="making the host's disk")
 
 

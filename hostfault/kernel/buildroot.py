@@ -17,6 +17,7 @@ from pathlib import Path
 from hostfault.kernel.fetch import KEYRING, mirror
 from hostfault.plumbing.cache import Cache, key_of
 from hostfault.plumbing.errors import CacheMissError, LaunchError, NoBuildRootError, SetupError
+from hostfault.plumbing.mmdebstrap import mmdebstrap
 from hostfault.plumbing.packages import find_tool, run_tool
 from hostfault.plumbing.process import spawn
 from hostfault.plumbing.project import IMAGES, read_list
@@ -25,6 +26,7 @@ from hostfault.plumbing.versions import version_of
 log = logging.getLogger(__name__)
 
 BOOTSTRAP_PATIENCE = 1800.0  # seconds for mmdebstrap, on a slow network
+BOOTSTRAP_ROOM = 2048 << 20  # bytes that mmdebstrap needs while it works
 CCACHE_SIZE = "3G"
 PACKAGES = IMAGES / "build" / "packages"
 _LAYOUT = "1"  # change it when this module makes the same package list into something else
@@ -129,12 +131,12 @@ def _bootstrap(place: Path, suite: str, packages: Sequence[str]) -> None:
     archive, root = place / "root.tar", place / "root"
     source = f"deb [signed-by={KEYRING}] {mirror()} {suite} main"
     line = [
-        *("mmdebstrap", "--variant=minbase", "--architectures=amd64", "--format=tar"),
+        *("--variant=minbase", "--architectures=amd64", "--format=tar"),
         *(f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in ("man", "doc", "locale")),
         *(f"--include={','.join(packages)}", suite, str(archive), source),
     ]
     try:
-        run_tool(line, what="mmdebstrap", timeout=BOOTSTRAP_PATIENCE)
+        mmdebstrap(line, room=BOOTSTRAP_ROOM, patience=BOOTSTRAP_PATIENCE)
     except LaunchError as error:
         if "No space left on device" in error.log_tail:
             raise

@@ -18,6 +18,7 @@ PACKAGES = {
     "cpio": "cpio",
     "depmod": "kmod",
     "dpkg-deb": "dpkg",
+    "fakeroot": "fakeroot",
     "gcc": "gcc libc6-dev",
     "git": "git",
     "mke2fs": "e2fsprogs",
@@ -25,7 +26,6 @@ PACKAGES = {
     "modprobe": "kmod",
     "patch": "patch",
     "tar": "tar",
-    "unshare": "util-linux",
     "zstd": "zstd",
 }
 

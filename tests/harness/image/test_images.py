@@ -39,6 +39,7 @@ printf '\\t/lib64/ld-linux-x86-64.so.2 => /elsewhere/ld-linux-x86-64.so.2 (0x3)\
 MMDEBSTRAP = """#!/bin/sh
 home=$(dirname "$0")
 printf '%s\\n' "$@" >>"$home/words"
+echo "$TMPDIR" >"$home/room"
 if [ -e "$home/broken" ]; then cat "$home/broken" >&2; exit 25; fi
 for word in "$@"; do case $word in *.tar) tar -C "$home/tree" -cf "$word" . ;; esac; done
 """
@@ -233,6 +234,25 @@ def test_the_hosts_disk_is_ext4_that_belongs_to_root_with_room_to_spare(
     free = int(statistics["Free blocks"]) * int(statistics["Block size"])
     assert free > 1 << 30
     assert made.disk.stat().st_blocks * 512 < 100 << 20, "the free space is a hole in the file"
+
+
+def test_the_hosts_disk_belongs_to_root_where_user_namespaces_are_forbidden(
+    bootstrap: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(bootstrap / "unshare", "#!/bin/sh\necho not permitted >&2\nexit 1\n")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    made = host_image(cache)
+    line = ["/usr/sbin/debugfs", "-R", "stat /file", made.disk]
+    said = subprocess.run(line, check=True, capture_output=True, text=True).stdout
+    assert "User:     0   Group:     0" in said
+
+
+def test_the_host_image_is_not_made_in_a_directory_that_cannot_hold_it(
+    bootstrap: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/proc")
+    host_image(cache)
+    assert (bootstrap / "room").read_text().strip() in ("/var/tmp", "/tmp")
 
 
 def test_the_images_qemu_is_turned_away_from_the_machines_files(
