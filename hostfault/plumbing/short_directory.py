@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hostfault.plumbing.errors import HostfaultError
 from hostfault.plumbing.packages import run_tool
 
 PARENT = Path("/tmp")  # noqa: S108 (what we make there is ours alone: mode 0700)
@@ -22,20 +23,28 @@ def short_directory() -> Iterator[Path]:
 
     A lock tells that it is in use: a process id means nothing in another PID namespace.
     """
-    path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=PARENT))
-    lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path, lock = _made_and_locked()
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield path
     finally:
         _remove(path)
         os.close(lock)
 
 
+def _made_and_locked() -> tuple[Path, int]:
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=PARENT))
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.fstat(lock).st_nlink > 0:
+            return path, lock
+        os.close(lock)  # a sweep took it for one that was left, between the open and the lock
+
+
 def sweep_short_directories(parent: Path = PARENT) -> None:
     """Remove this user's own that nobody uses any more. Never raises: another run may be at it."""
     for path in parent.glob(f"{_PREFIX}*"):
-        with suppress(OSError):
+        with suppress(OSError, HostfaultError):
             _sweep(path)
 
 

@@ -73,3 +73,31 @@ def test_a_lock_that_another_run_takes_first_is_its_business(parent: Path) -> No
     sweep_short_directories(parent)
     assert left.is_dir()
     os.close(lock)
+
+
+def test_one_that_is_swept_before_it_is_locked_is_made_again(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, swept = fcntl.flock, []
+
+    def flock(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_EX and not swept:
+            swept.append(descriptor)
+            sweep_short_directories(parent)  # as another run of this user may at any time
+        lock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with short_directory() as path:
+        assert swept
+        assert path.is_dir()
+
+
+def test_what_cannot_be_removed_stops_nobody(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = left_behind(parent, "hostfault-stuck")
+    failing = parent / "bin"
+    failing.mkdir()
+    (failing / "rm").write_text("#!/bin/sh\nexit 1\n")
+    (failing / "rm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(failing), prepend=":")
+    sweep_short_directories(parent)
+    assert left.is_dir()
