@@ -36,11 +36,21 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def default_cache() -> Cache:
-    """The cache of this user: ``$HOSTFAULT_CACHE``, or below ``$XDG_CACHE_HOME`` or ~/.cache."""
+    """The cache of this user: ``$HOSTFAULT_CACHE``, or below ``$XDG_CACHE_HOME`` or ~/.cache.
+
+    Raises :class:`SetupError` for a user who has none of them, as in a container with a user id
+    of its own choice.
+    """
     if chosen := os.environ.get("HOSTFAULT_CACHE"):
         return Cache(Path(chosen))
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Cache(Path(base) / "hostfault")
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Cache(Path(base) / "hostfault")
+    try:
+        return Cache(Path.home() / ".cache" / "hostfault")
+    except RuntimeError as error:
+        raise SetupError(
+            "this user has no home directory: set HOSTFAULT_CACHE to a directory for the cache"
+        ) from error
 
 
 def key_of(inputs: Mapping[str, str | bytes | Path]) -> str:

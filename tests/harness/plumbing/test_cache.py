@@ -266,3 +266,13 @@ def test_the_environment_chooses_the_place(monkeypatch: pytest.MonkeyPatch) -> N
     assert default_cache().root == Path("/xdg/hostfault")
     monkeypatch.setenv("HOSTFAULT_CACHE", "/own")
     assert default_cache().root == Path("/own")
+
+
+def test_a_user_without_a_home_directory_is_told_what_to_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("HOME", "HOSTFAULT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 3_000_000_001)  # nobody's, as containers have it
+    with pytest.raises(SetupError, match="set HOSTFAULT_CACHE"):
+        default_cache()
