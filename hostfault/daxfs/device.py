@@ -16,12 +16,13 @@ from pathlib import Path
 
 from hostfault.daxfs import vhost_user as vu
 from hostfault.daxfs.eventlog import EventLog
-from hostfault.daxfs.memory import MAX_REGIONS, GuestMemory, OutsideMemoryError
+from hostfault.daxfs.fuse import InHeader
+from hostfault.daxfs.memory import MAX_REGIONS, GuestMemory, NotBackedError, OutsideMemoryError
 from hostfault.daxfs.nodes import Handles, Nodes
-from hostfault.daxfs.session import Session
+from hostfault.daxfs.session import Session, fault
 from hostfault.daxfs.share import Share
 from hostfault.daxfs.vhost_user import BackendRequest, Message, PeerError, Request
-from hostfault.daxfs.virtqueue import MAX_SIZE, RingError, Virtqueue
+from hostfault.daxfs.virtqueue import MAX_SIZE, Chain, RingError, Virtqueue
 from hostfault.daxfs.window import SHMID, Window
 from hostfault.daxfs.wire import MalformedError
 
@@ -108,7 +109,7 @@ class Device:
                 if not queue.running or not self._serve_one(queue):
                     return
             self._kicked.add(queue)  # there may be more
-        except (RingError, OutsideMemoryError) as error:
+        except (RingError, OutsideMemoryError, NotBackedError) as error:
             self._log.refused(str(error), queue=queue.index)
             queue.fail()
 
@@ -118,13 +119,31 @@ class Device:
         chain = queue.peek(self._memory)
         if chain is None:
             return False
-        reply = self._session.answer(chain.read(self._memory), chain.capacity)
-        if queue.life != life:
-            return False  # it stays in the ring, and is done again when that goes on
-        chain.write(self._memory, reply)
+        try:
+            reply = self._session.answer(chain.read(self._memory), chain.capacity)
+            if queue.life != life:
+                return False  # it stays in the ring, and is done again when that goes on
+            chain.write(self._memory, reply)
+        except (NotBackedError, OutsideMemoryError) as error:
+            reply = self._answer_fault(chain)
+            self._log.refused(str(error), queue=queue.index)
         queue.push(self._memory, chain, len(reply))
         queue.notify()
         return True
+
+    def _answer_fault(self, chain: Chain) -> bytes:
+        """Write the answer to a request with a buffer that can't be reached; returns it.
+
+        Raises OutsideMemoryError if it can't be answered: then the driver itself is at fault, and
+        no task of the guest's that handed on a buffer of its own.
+        """
+        try:
+            reply = fault(chain.start(self._memory, InHeader.width()))
+            reply = reply if len(reply) <= chain.capacity else b""
+            chain.write(self._memory, reply)
+        except (NotBackedError, MalformedError):
+            return b""
+        return reply
 
     # --- the front-end ----------------------------------------------------------------
 

@@ -141,17 +141,6 @@ def statfs(share: Share, request: Request) -> bytes:
     ).encode()
 
 
-def syncfs(share: Share, request: Request) -> bytes:
-    """SYNCFS: everything in the file system of the shared directory."""
-    share.node(request)
-    fd = share.nodes.root.open_directory()
-    try:
-        libc.syncfs(fd)
-    finally:
-        os.close(fd)
-    return b""
-
-
 def setupmapping(share: Share, request: Request) -> bytes:
     """SETUPMAPPING: map a part of a file into the DAX window."""
     wanted = fuse.SetupmappingIn.decode(request.body)

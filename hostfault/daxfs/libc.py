@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +16,21 @@ UTIME_NOW = (1 << 30) - 1  # in place of nanoseconds
 UTIME_OMIT = (1 << 30) - 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+for _name in ("pread", "pwrite"):
+    _function = getattr(_libc, _name)
+    _function.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64)
+    _function.restype = ctypes.c_ssize_t
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 class _Timespec(ctypes.Structure):
@@ -43,9 +60,36 @@ def rename(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> No
     _checked(_libc.renameat2(old_dir, old, new_dir, new, flags))
 
 
-def syncfs(fd: int) -> None:
-    """Write back everything in a file system."""
-    _checked(_libc.syncfs(fd))
+def map_shared(fd: int, offset: int, length: int) -> int:
+    """Map a part of a file for reading and writing, also beyond its end; returns the address."""
+    if offset >= 1 << 63:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    address = _libc.mmap(None, length, protection, mmap.MAP_SHARED, fd, offset)
+    if address is None or address == _MAP_FAILED:
+        _checked(-1)
+    return int(address)
+
+
+def unmap(address: int, length: int) -> None:
+    """End a mapping."""
+    _checked(_libc.munmap(address, length))
+
+
+def copy_from_memory(fd: int, address: int, length: int) -> int:
+    """Write memory of ours to the start of a file; returns how many bytes of it are backed."""
+    return _until_fault(_libc.pwrite(fd, address, length, 0))
+
+
+def copy_to_memory(fd: int, address: int, length: int) -> int:
+    """Read the start of a file into memory of ours; returns how many bytes of it are backed."""
+    return _until_fault(_libc.pread(fd, address, length, 0))
+
+
+def _until_fault(result: int) -> int:
+    if result < 0 and ctypes.get_errno() == errno.EFAULT:
+        return 0
+    return _checked(result)
 
 
 @dataclass(frozen=True)

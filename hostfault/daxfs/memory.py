@@ -1,9 +1,13 @@
 """The guest's memory as the front-end describes it: mapped here, and bounds-checked.
 
-Only files that can't shrink are mapped (``memory-backend-memfd`` seals its file against it).
-QEMU also announces the files in the DAX window as memory. They can be truncated at any time,
-which would turn every access into a SIGBUS here, and no driver puts rings or buffers there: such
-regions are known, but can't be reached.
+Most of it is files that can't shrink (``memory-backend-memfd`` seals its file against it). Rings
+are looked for in these only.
+
+QEMU also announces what is mapped in the DAX window. A guest's kernel puts requests' data there
+whenever a task writes from, or reads into, its mapping of a file on the mount. Such a file can be
+truncated at any time, and every access of our own to a page that is gone would be a SIGBUS. So
+here system calls copy, between the mapping and a memory file: for them such a page is EFAULT. And
+unlike pwrite(2) on the file, they never make it longer.
 """
 
 from __future__ import annotations
@@ -11,8 +15,11 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
+from hostfault.daxfs import libc
 from hostfault.daxfs.vhost_user import MemoryRegion
 from hostfault.daxfs.wire import MalformedError
 
@@ -23,10 +30,80 @@ class OutsideMemoryError(Exception):
     """An address range that is not in the guest's memory."""
 
 
+class NotBackedError(Exception):
+    """An address range in the guest's memory that the host can't back now."""
+
+
+class _Store(Protocol):
+    """What a region's bytes are in."""
+
+    def read(self, start: int, length: int) -> bytes:
+        """Bytes of it. Raises :class:`NotBackedError`."""
+
+    def write(self, start: int, data: bytes) -> None:
+        """Set bytes of it. Raises :class:`NotBackedError`."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+@dataclass(frozen=True)
+class _Steady:
+    """Memory that stays."""
+
+    view: memoryview
+
+    def read(self, start: int, length: int) -> bytes:
+        return bytes(self.view[start : start + length])
+
+    def write(self, start: int, data: bytes) -> None:
+        self.view[start : start + len(data)] = data
+
+    def close(self) -> None:
+        """The mapping ends with the last view of it."""
+
+
+@dataclass(frozen=True)
+class _Fleeting:
+    """Pages of a file that may be truncated; only system calls touch them."""
+
+    address: int  # of the mapping, in this process
+    length: int
+    bounce: int  # descriptor of a memory file to copy from and to
+
+    def read(self, start: int, length: int) -> bytes:
+        copied = libc.copy_from_memory(self.bounce, self.address + start, length)
+        if copied < length:
+            raise NotBackedError(f"{length} bytes in the window, {copied} of them are there")
+        return os.pread(self.bounce, length, 0)
+
+    def write(self, start: int, data: bytes) -> None:
+        os.pwrite(self.bounce, data, 0)
+        copied = libc.copy_to_memory(self.bounce, self.address + start, len(data))
+        if copied < len(data):
+            raise NotBackedError(f"{len(data)} bytes in the window, {copied} of them are there")
+
+    def close(self) -> None:
+        libc.unmap(self.address, self.length)
+
+
+class _Nothing:
+    """What the front-end can map and we can't."""
+
+    def read(self, start: int, length: int) -> bytes:
+        raise NotBackedError(f"{length} bytes at {start:#x} of a file that can't be mapped")
+
+    def write(self, start: int, data: bytes) -> None:
+        raise NotBackedError(f"{len(data)} bytes at {start:#x} of a file that can't be mapped")
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
 @dataclass(frozen=True)
 class _Region:
     where: MemoryRegion
-    view: memoryview | None  # None: not reachable from here
+    store: _Store
 
 
 class GuestMemory:
@@ -34,13 +111,20 @@ class GuestMemory:
 
     def __init__(self) -> None:
         self._regions: list[_Region] = []
+        self._bounce = os.memfd_create("hostfault-bounce", os.MFD_CLOEXEC)
 
     def clear(self) -> None:
         """Forget all regions."""
-        self._regions = []
+        while self._regions:
+            self._regions.pop().store.close()
+
+    def close(self) -> None:
+        """Forget all regions, for good."""
+        self.clear()
+        os.close(self._bounce)
 
     def add(self, where: MemoryRegion, fd: int) -> bool:
-        """Map a region; ``fd`` stays the caller's. Returns whether it can be reached.
+        """Map a region; ``fd`` stays the caller's. Returns whether it is there to stay.
 
         Raises :class:`MalformedError` or OSError.
         """
@@ -48,9 +132,17 @@ class GuestMemory:
             raise MalformedError(f"more than {MAX_REGIONS} memory regions")
         if max(where.guest, where.user) + where.length > 1 << 64 or not where.length:
             raise MalformedError(f"memory region of {where.length} bytes at {where.guest:#x}")
-        view = _map(where, fd) if _can_not_shrink(fd) else None
-        self._regions.append(_Region(where, view))
-        return view is not None
+        steady = _can_not_shrink(fd)
+        store = _Steady(_map(where, fd)) if steady else self._fleeting(where, fd)
+        self._regions.append(_Region(where, store))
+        return steady
+
+    def _fleeting(self, where: MemoryRegion, fd: int) -> _Store:
+        try:
+            address = libc.map_shared(fd, where.offset, where.length)
+        except OSError:
+            return _Nothing()
+        return _Fleeting(address, where.length, self._bounce)
 
     def remove(self, where: MemoryRegion) -> None:
         """Forget a region. Raises :class:`MalformedError` if there is no such one."""
@@ -58,45 +150,56 @@ class GuestMemory:
             known = region.where
             if (known.guest, known.user, known.length) == (where.guest, where.user, where.length):
                 del self._regions[position]
+                region.store.close()
                 return
         raise MalformedError(f"no memory region of {where.length} bytes at {where.guest:#x}")
 
     def user_view(self, address: int, length: int) -> memoryview:
-        """Memory at an address of the front-end; it must lie within one region.
+        """Memory at an address of the front-end; it must lie within one region that stays.
 
         Raises :class:`OutsideMemoryError`.
         """
         for region in self._regions:
             start = address - region.where.user
-            if region.view is not None and 0 <= start <= region.where.length - length:
-                return region.view[start : start + length]
+            if isinstance(region.store, _Steady) and 0 <= start <= region.where.length - length:
+                return region.store.view[start : start + length]
         raise OutsideMemoryError(f"{length} bytes at front-end address {address:#x}")
 
-    def parts(self, address: int, length: int) -> list[memoryview]:
-        """Memory at a guest physical address, in as many parts as it has regions.
-
-        Raises :class:`OutsideMemoryError`.
-        """
-        found: list[memoryview] = []
-        left = length
-        while left:
-            part = self._part(address, left)
-            if part is None:
-                raise OutsideMemoryError(f"{left} bytes at guest address {address:#x}")
-            found.append(part)
-            address += len(part)
-            left -= len(part)
-        return found
-
     def read(self, address: int, length: int) -> bytes:
-        """Bytes at a guest physical address. Raises :class:`OutsideMemoryError`."""
-        return b"".join(self.parts(address, length))
+        """Bytes at a guest physical address.
 
-    def _part(self, address: int, length: int) -> memoryview | None:
-        for region in self._regions:
+        Raises :class:`OutsideMemoryError` or :class:`NotBackedError`.
+        """
+        return b"".join(
+            region.store.read(start, count) for region, start, count in self._parts(address, length)
+        )
+
+    def write(self, address: int, data: bytes) -> None:
+        """Set bytes at a guest physical address.
+
+        Raises :class:`OutsideMemoryError` or :class:`NotBackedError`; some may be set by then.
+        """
+        done = 0
+        for region, start, count in self._parts(address, len(data)):
+            region.store.write(start, data[done : done + count])
+            done += count
+
+    def _parts(self, address: int, length: int) -> Iterator[tuple[_Region, int, int]]:
+        """In which regions a range lies: region, first byte in it, number of bytes."""
+        while length:
+            region = self._at(address)
+            if region is None:
+                raise OutsideMemoryError(f"{length} bytes at guest address {address:#x}")
             start = address - region.where.guest
-            if region.view is not None and 0 <= start < region.where.length:
-                return region.view[start : start + length]
+            count = min(length, region.where.length - start)
+            yield region, start, count
+            address += count
+            length -= count
+
+    def _at(self, address: int) -> _Region | None:
+        for region in self._regions:
+            if 0 <= address - region.where.guest < region.where.length:
+                return region
         return None
 
 

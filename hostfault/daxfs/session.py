@@ -57,8 +57,10 @@ OPERATIONS: Mapping[int, Operation] = {
     Opcode.LSEEK: files.lseek,
     Opcode.SETUPMAPPING: files.setupmapping,
     Opcode.REMOVEMAPPING: files.removemapping,
-    Opcode.SYNCFS: files.syncfs,
 }
+
+# SYNCFS has no operation: it would have the host's whole file system written back, and the guest
+# wait for everybody else's data. After one ENOSYS Linux asks no more, and has syncfs(2) succeed.
 
 NO_REPLY = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT))
 
@@ -158,3 +160,16 @@ class Session:
     def _refuse(self, request: Request, reason: str) -> None:
         header = request.header
         self._share.log.refused(reason, opcode=header.opcode, node=header.node)
+
+
+def fault(start: bytes) -> bytes:
+    """The reply to a request with a buffer that can't be reached; ``start`` holds its header.
+
+    That is EFAULT, as for a system call whose buffer is not there: a guest's task that hands on
+    its mapping of a file which the host has truncated gets just that from its kernel. Raises
+    MalformedError.
+    """
+    header = InHeader.decode(start)
+    if header.opcode in NO_REPLY:
+        return b""
+    return OutHeader(OutHeader.width(), -errno.EFAULT, header.unique).encode()

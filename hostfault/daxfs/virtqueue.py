@@ -53,21 +53,28 @@ class Chain:
         return sum(buffer.length for buffer in self.writable)
 
     def read(self, memory: GuestMemory) -> bytes:
-        """The request. Raises OutsideMemoryError or :class:`RingError`."""
+        """The request. Raises OutsideMemoryError, NotBackedError or :class:`RingError`."""
         if sum(buffer.length for buffer in self.readable) > MAX_REQUEST:
             raise RingError(f"a request of more than {MAX_REQUEST} bytes")
         return b"".join(memory.read(buffer.address, buffer.length) for buffer in self.readable)
 
+    def start(self, memory: GuestMemory, length: int) -> bytes:
+        """The first bytes of the request, if it has as many. Raises as :meth:`read` does."""
+        found = b""
+        for buffer in self.readable:
+            found += memory.read(buffer.address, min(buffer.length, length - len(found)))
+        return found
+
     def write(self, memory: GuestMemory, reply: bytes) -> None:
         """Store the reply, which must not be longer than the capacity.
 
-        Raises OutsideMemoryError.
+        Raises OutsideMemoryError or NotBackedError.
         """
         done = 0
         for buffer in self.writable:
-            for part in memory.parts(buffer.address, min(buffer.length, len(reply) - done)):
-                part[:] = reply[done : done + len(part)]
-                done += len(part)
+            part = reply[done : done + buffer.length]
+            memory.write(buffer.address, part)
+            done += len(part)
 
 
 class Virtqueue:

@@ -60,9 +60,13 @@ def test_what_the_guest_writes_is_on_the_host(guest: Guest, shared: Path) -> Non
     guest.flush(node, handle)
     guest.fsync(node, handle)
     guest.fsync(node, handle, flags=1)
-    guest.syncfs()
     assert (shared / "new").read_bytes() == b"\0\0\0hello"
     assert guest.getattr(node).size == 8
+
+
+def test_the_host_s_file_system_is_not_synced_for_a_guest(guest: Guest) -> None:
+    with pytest.raises(OSError, match="Function not implemented"):
+        guest.syncfs()
 
 
 def test_a_write_larger_than_agreed_is_refused(guest: Guest) -> None:

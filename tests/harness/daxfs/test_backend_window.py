@@ -18,6 +18,7 @@ from daxfs_frontend import (
     REQUEST_AT,
     SHMEM_MAP,
     SHMEM_UNMAP,
+    USER,
     WINDOW,
     WRITE,
     Asked,
@@ -87,18 +88,16 @@ def test_the_main_socket_is_served_before_the_answer_comes(guest: Guest, node: i
     assert guest.events("memory")[-1]["guest"] == WINDOW_GUEST
 
 
-def test_mapped_files_are_known_but_never_touched_as_memory(
-    guest: Guest, node: int, shared: Path
-) -> None:
+def test_a_ring_is_never_looked_for_in_a_mapped_file(guest: Guest, node: int, shared: Path) -> None:
     with (shared / "file").open("rb+") as stream:
         region = struct.pack("<5Q", 0, WINDOW_GUEST, RANGE, WINDOW_USER, 0)
         assert guest.number(ADD_MEM_REG, region, (stream.fileno(),)) == 0
     (line,) = guest.events("memory")[2:]
     assert (line["reachable"], line["st_ino"]) == (False, (shared / "file").stat().st_ino)
-    guest.describe(1, [(WINDOW_GUEST, 40, NEXT, 1), (GUEST + REPLY_AT, 16, WRITE, 0)])
-    guest.offer(1)
+    guest.stop_ring(1)
+    guest.start_ring(1, at=WINDOW_USER - USER)
     guest.wait_broken(1)
-    assert "guest address 0xf8000000" in guest.refusals()
+    assert "front-end address 0x7e0000001000" in guest.refusals()
 
 
 def test_an_upgrade_to_writable_unmaps_first(guest: Guest, node: int) -> None:
