@@ -17,6 +17,7 @@ from pathlib import Path
 from hostfault.daxfs.device import Device, Settings
 from hostfault.daxfs.eventlog import EventLog
 from hostfault.daxfs.nodes import raise_descriptor_limit
+from hostfault.daxfs.share import KEEP_FREE
 from hostfault.daxfs.vhost_user import PeerError
 from hostfault.daxfs.window import ALIGNMENT, MAX_SIZE
 
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         log = EventLog(stream)
         max_nodes, max_handles = raise_descriptor_limit()
-        settings = Settings(options.shared, options.window, options.tag, max_nodes, max_handles)
+        limits = (max_nodes, max_handles, options.keep_free)
+        settings = Settings(options.shared, options.window, options.tag, *limits)
         log.event("listening", shared=str(options.shared), window=options.window)
         connection, _ = listener.accept()
         listener.close()
@@ -61,6 +63,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--log", type=Path, required=True, help="the log, as JSON lines")
     parser.add_argument("--window", type=int, default=64 << 20, help="bytes of the DAX window")
     parser.add_argument("--tag", default="hostfault", help="the name that the guest mounts")
+    parser.add_argument(
+        "--keep-free",
+        type=int,
+        default=KEEP_FREE,
+        metavar="BYTES",
+        help="of the host's file system, which the guest can't fill (a sixteenth of it at most; "
+        "default %(default)s; 0: it can)",
+    )
     options = parser.parse_args(arguments)
     if not options.shared.is_dir():
         parser.error(f"--shared {options.shared}: not a directory")

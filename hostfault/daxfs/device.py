@@ -20,7 +20,7 @@ from hostfault.daxfs.fuse import InHeader
 from hostfault.daxfs.memory import MAX_REGIONS, GuestMemory, NotBackedError, OutsideMemoryError
 from hostfault.daxfs.nodes import Handles, Nodes
 from hostfault.daxfs.session import Session, fault
-from hostfault.daxfs.share import Share
+from hostfault.daxfs.share import KEEP_FREE, Share
 from hostfault.daxfs.vhost_user import BackendRequest, Message, PeerError, Request
 from hostfault.daxfs.virtqueue import MAX_SIZE, Chain, RingError, Virtqueue
 from hostfault.daxfs.window import SHMID, Window
@@ -48,6 +48,7 @@ class Settings:
     tag: str
     max_nodes: int
     max_handles: int
+    keep_free: int = KEEP_FREE  # bytes of the host's file system; 0: a guest may fill it
 
 
 class Device:
@@ -63,9 +64,12 @@ class Device:
         self._queues = [Virtqueue(index) for index in range(QUEUES)]
         self._kicked: set[Virtqueue] = set()
         self._ended = False
+        self._polled: set[int] = set()  # the kick descriptors that _poll knows
+        self._poll = _poll(self._main.fileno())
         window = Window(settings.window, self._ask, log)
         nodes = Nodes(settings.shared, settings.max_nodes)
-        self._session = Session(Share(nodes, Handles(settings.max_handles), window, log))
+        handles = Handles(settings.max_handles)
+        self._session = Session(Share(nodes, handles, window, log, settings.keep_free))
         # Tag and number of request queues (VIRTIO 1.2, 5.11.4).
         self._config = struct.pack("=36sI", settings.tag.encode(), QUEUES - 1)
         self._constants = _constants(settings.window)
@@ -79,11 +83,11 @@ class Device:
 
     def _wait(self, *, block: bool) -> None:
         """Take in what the front-end says and which rings were kicked."""
-        poll = select.poll()
         kicks = {queue.kick_fd: queue for queue in self._queues if queue.running}
-        for fd in (self._main.fileno(), *kicks):
-            poll.register(fd, select.POLLIN)
-        ready = dict(poll.poll(None if block else 0))
+        if kicks.keys() != self._polled:
+            self._polled = set(kicks)
+            self._poll = _poll(self._main.fileno(), *kicks)
+        ready = dict(self._poll.poll(None if block else 0))
         for fd in ready.keys() & kicks.keys():
             self._take_kick(kicks[fd], ready[fd])
         if self._main.fileno() in ready:
@@ -93,6 +97,8 @@ class Device:
         try:
             if not events & select.POLLIN or not os.read(queue.kick_fd, 8):
                 raise OSError("it has no other end")
+        except BlockingIOError:
+            return  # somebody else has read it
         except OSError as error:
             self._log.refused(f"kick descriptor: {error}", queue=queue.index)
             queue.fail()
@@ -102,13 +108,11 @@ class Device:
     # --- rings ------------------------------------------------------------------------
 
     def _serve_queue(self, queue: Virtqueue) -> None:
-        """Answer what waits in a ring, but not more than a ring full before looking up."""
+        """Answer one request of a ring: the front-end waits no longer than that takes."""
         self._kicked.discard(queue)  # first, as it may be stopped and kicked anew meanwhile
         try:
-            for _ in range(queue.size):
-                if not queue.running or not self._serve_one(queue):
-                    return
-            self._kicked.add(queue)  # there may be more
+            if queue.running and self._serve_one(queue):
+                self._kicked.add(queue)  # there may be more
         except (RingError, OutsideMemoryError, NotBackedError) as error:
             self._log.refused(str(error), queue=queue.index)
             queue.fail()
@@ -167,9 +171,7 @@ class Device:
             raise PeerError(str(error)) from error
 
     def _await_answer(self, backend: vu.Channel) -> Message:
-        poll = select.poll()
-        poll.register(self._main.fileno(), select.POLLIN)
-        poll.register(backend.fileno(), select.POLLIN)
+        poll = _poll(self._main.fileno(), backend.fileno())
         while True:
             ready = {fd for fd, _ in poll.poll()}
             if self._main.fileno() in ready:
@@ -178,15 +180,16 @@ class Device:
                 raise PeerError("the front-end ended while it mapped")
             if backend.fileno() in ready:
                 answer = backend.receive()
-                if answer is None:
+                if answer is not None:
+                    return answer
+                if backend.ended:
                     raise PeerError("the front-end closed the back-end channel")
-                return answer
 
     def _serve_main(self) -> None:
         """Answer one request of the front-end."""
         message = self._main.receive()
         if message is None:
-            self._ended = True
+            self._ended = self._main.ended
             return
         try:
             reply = self._handle(message)
@@ -268,18 +271,26 @@ class Device:
             vu.MemoryRegion.decode(message.payload, start + position * step)
             for position in range(count)
         ]
-        self._memory.clear()
+        for known in self._memory.regions():
+            self._remove_memory(known)
         for region, fd in zip(regions, message.fds, strict=True):
-            self._memory.add(region, fd)
+            self._add_memory(region, fd)
 
     def add_mem_reg(self, message: Message) -> None:
         """ADD_MEM_REG: more memory, or what was just mapped in the DAX window."""
         region = vu.MemoryRegion.decode(message.payload, vu.MEM_REG_PADDING)
-        fd = message.only_fd()
+        self._add_memory(region, message.only_fd())
+
+    def rem_mem_reg(self, message: Message) -> None:
+        """REM_MEM_REG."""
+        self._remove_memory(vu.MemoryRegion.decode(message.payload, vu.MEM_REG_PADDING))
+
+    def _add_memory(self, region: vu.MemoryRegion, fd: int) -> None:
         reachable = self._memory.add(region, fd)
         st = os.fstat(fd)
         self._log.event(
             "memory",
+            begins=region.key,
             guest=region.guest,
             len=region.length,
             offset=region.offset,
@@ -288,11 +299,10 @@ class Device:
             reachable=reachable,
         )
 
-    def rem_mem_reg(self, message: Message) -> None:
-        """REM_MEM_REG."""
-        region = vu.MemoryRegion.decode(message.payload, vu.MEM_REG_PADDING)
+    def _remove_memory(self, region: vu.MemoryRegion) -> None:
         self._memory.remove(region)
-        self._log.event("memory-gone", guest=region.guest, len=region.length)
+        where = {"guest": region.guest, "len": region.length}
+        self._log.event("memory-gone", ends=region.key, **where)
 
     def set_vring_num(self, message: Message) -> None:
         """SET_VRING_NUM: its number of entries, a power of two (VIRTIO 1.2, 2.7)."""
@@ -352,6 +362,13 @@ class Device:
         if queue.running:
             self._kicked.add(queue)
             self._log.event("ring-started", queue=queue.index)
+
+
+def _poll(*fds: int) -> select.poll:
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return poll
 
 
 def _constants(window: int) -> dict[int, bytes]:

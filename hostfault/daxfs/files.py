@@ -10,9 +10,13 @@ from hostfault.daxfs import fuse, libc
 from hostfault.daxfs.nodes import Node, error
 from hostfault.daxfs.share import Request, Share
 from hostfault.daxfs.window import Mapping
+from hostfault.daxfs.wire import MalformedError
 
 MAX_IO = 256 * 1024  # bytes of one READ or WRITE
-_FALLOCATE_MODES = 0x1 | 0x2 | 0x10  # KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
+MAX_REMOVED = 4096 // fuse.RemovemappingOne.width()  # what Linux has room for in a request
+MAX_ALLOCATED = 64 << 20  # bytes of one FALLOCATE: the host does it page by page
+_PUNCH_HOLE = 0x2
+_FALLOCATE_MODES = 0x1 | _PUNCH_HOLE | 0x10  # KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 
 
 def getattr_(share: Share, request: Request) -> bytes:
@@ -57,6 +61,10 @@ def write(share: Share, request: Request) -> bytes:
     if len(data) != wanted.length or len(data) > MAX_IO:
         raise error(errno.EINVAL)
     fd = share.handles.fd(wanted.handle, request.header.node)
+    st = os.fstat(fd)
+    in_place = wanted.offset + len(data) <= st.st_size <= st.st_blocks * 512  # and no holes
+    if not in_place:
+        share.check_room(len(data))
     return fuse.WriteOut(os.pwrite(fd, data, _offset(wanted.offset))).encode()
 
 
@@ -73,18 +81,13 @@ def release(share: Share, request: Request) -> bytes:
 
 
 def fsync(share: Share, request: Request) -> bytes:
-    """FSYNC."""
-    wanted = fuse.FsyncIn.decode(request.body)
-    sync(share.handles.fd(wanted.handle, request.header.node), wanted)
+    """FSYNC: what was written is in the host's page cache, and that is where it stays.
+
+    The shared directory ends with the run, so nothing in it has to outlive a power cut; and while
+    this daemon waited for a disk, nothing else that the guest asks would be answered.
+    """
+    share.handles.fd(fuse.FsyncIn.decode(request.body).handle, request.header.node)
     return b""
-
-
-def sync(fd: int, wanted: fuse.FsyncIn) -> None:
-    """fsync(2) or fdatasync(2)."""
-    if wanted.flags & fuse.FSYNC_DATA_ONLY:
-        os.fdatasync(fd)
-    else:
-        os.fsync(fd)
 
 
 def fallocate(share: Share, request: Request) -> bytes:
@@ -92,7 +95,11 @@ def fallocate(share: Share, request: Request) -> bytes:
     wanted = fuse.FallocateIn.decode(request.body)
     if wanted.mode & ~_FALLOCATE_MODES:
         raise error(errno.EOPNOTSUPP)
+    if wanted.length > MAX_ALLOCATED and not wanted.mode & _PUNCH_HOLE:
+        raise error(errno.ENOSPC)
     fd = share.handles.fd(wanted.handle, request.header.node)
+    if not wanted.mode & _PUNCH_HOLE:
+        share.check_room(wanted.length)
     libc.fallocate(fd, wanted.mode, _offset(wanted.offset), _offset(wanted.length))
     return b""
 
@@ -148,6 +155,8 @@ def setupmapping(share: Share, request: Request) -> bytes:
     if wanted.handle != fuse.NO_HANDLE:
         share.handles.fd(wanted.handle, node.number)
     writable = bool(wanted.flags & fuse.MAP_WRITE)
+    if writable:
+        share.check_room(share.window.size)  # stores into holes of all that is mapped take room
     share.window.map(node, Mapping(wanted.moffset, wanted.length, wanted.foffset, writable))
     return b""
 
@@ -155,7 +164,10 @@ def setupmapping(share: Share, request: Request) -> bytes:
 def removemapping(share: Share, request: Request) -> bytes:
     """REMOVEMAPPING: unmap ranges of the DAX window."""
     start, step = fuse.RemovemappingIn.width(), fuse.RemovemappingOne.width()
-    for position in range(fuse.RemovemappingIn.decode(request.body).count):
+    count = fuse.RemovemappingIn.decode(request.body).count
+    if count > MAX_REMOVED:
+        raise MalformedError(f"{count} mappings to be removed")
+    for position in range(count):
         one = fuse.RemovemappingOne.decode(request.body, start + position * step)
         share.window.unmap(one.moffset, one.length)
     return b""

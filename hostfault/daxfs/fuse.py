@@ -48,7 +48,6 @@ FATTR_FH = 1 << 6
 FATTR_ATIME_NOW = 1 << 7
 FATTR_MTIME_NOW = 1 << 8
 
-FSYNC_DATA_ONLY = 1
 MAP_WRITE = 1  # of SetupmappingIn.flags
 
 

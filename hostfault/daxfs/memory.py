@@ -113,15 +113,9 @@ class GuestMemory:
         self._regions: list[_Region] = []
         self._bounce = os.memfd_create("hostfault-bounce", os.MFD_CLOEXEC)
 
-    def clear(self) -> None:
-        """Forget all regions."""
-        while self._regions:
-            self._regions.pop().store.close()
-
-    def close(self) -> None:
-        """Forget all regions, for good."""
-        self.clear()
-        os.close(self._bounce)
+    def regions(self) -> list[MemoryRegion]:
+        """What it consists of."""
+        return [region.where for region in self._regions]
 
     def add(self, where: MemoryRegion, fd: int) -> bool:
         """Map a region; ``fd`` stays the caller's. Returns whether it is there to stay.
@@ -147,8 +141,7 @@ class GuestMemory:
     def remove(self, where: MemoryRegion) -> None:
         """Forget a region. Raises :class:`MalformedError` if there is no such one."""
         for position, region in enumerate(self._regions):
-            known = region.where
-            if (known.guest, known.user, known.length) == (where.guest, where.user, where.length):
+            if region.where.key == where.key:
                 del self._regions[position]
                 region.store.close()
                 return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 
 from hostfault.daxfs import fuse, libc
 from hostfault.daxfs.nodes import OPEN_FLAGS, Node, closed_on_error, error
@@ -35,7 +36,8 @@ def batch_forget(share: Share, request: Request) -> bytes:
     start, step = fuse.BatchForgetIn.width(), fuse.ForgetOne.width()
     for position in range(fuse.BatchForgetIn.decode(request.body).count):
         one = fuse.ForgetOne.decode(request.body, start + position * step)
-        share.nodes.forget(one.node, one.lookups)
+        with suppress(OSError):  # the others are to be forgotten all the same
+            share.nodes.forget(one.node, one.lookups)
     return b""
 
 
@@ -62,6 +64,7 @@ def symlink(share: Share, request: Request) -> bytes:
     name, target = fuse.names(request.body, 2)
     if not 0 < len(target) <= _MAX_TARGET:
         raise error(errno.EINVAL)
+    share.check_new()
     directory = share.node(request)
     os.symlink(target, component(name), dir_fd=directory.fd)
     return _created(share, request, directory, name, None)
@@ -79,6 +82,7 @@ def create(share: Share, request: Request) -> bytes:
     """CREATE: make and open a regular file, or open the one that is there."""
     wanted = fuse.CreateIn.decode(request.body)
     directory, name = _target(share, request, fuse.CreateIn.width())
+    share.handles.check_room()
     try:
         flags = wanted.flags & OPEN_FLAGS | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, wanted.mode & 0o7777, dir_fd=directory.fd)
@@ -139,7 +143,8 @@ def _rename(share: Share, request: Request, new: int, start: int, flags: int) ->
 
 
 def _target(share: Share, request: Request, start: int) -> tuple[Node, bytes]:
-    """The directory and the name of something to be made."""
+    """The directory and the name of something to be made; nothing is, if it can't have a node."""
+    share.check_new()
     (name,) = fuse.names(request.body[start:], 1)
     return share.node(request), component(name)
 
@@ -157,11 +162,18 @@ def _give_to_caller(request: Request, directory: Node, node: Node, mode: int | N
     """Make the caller in the guest the owner, if this daemon may do that.
 
     A directory with the set-group-ID bit decides on the group itself. Changing the owner clears
-    the set-ID bits, so ``mode`` (None for a link) is set again.
+    the set-ID bits, so ``mode`` (None for a link) is set again. As root without CAP_CHOWN (EPERM),
+    or in a user namespace that does not know the caller's number (EINVAL), the file stays ours,
+    as it does for any other user's daemon.
     """
     if os.geteuid() != 0:
         return
     keeps_group = directory.stat().st_mode & stat.S_ISGID
-    os.chown(node.path, request.header.uid, -1 if keeps_group else request.header.gid)
+    try:
+        os.chown(node.path, request.header.uid, -1 if keeps_group else request.header.gid)
+    except OSError as failure:
+        if failure.errno not in (errno.EPERM, errno.EINVAL):
+            raise
+        return
     if mode is not None and mode & (stat.S_ISUID | stat.S_ISGID):
         node.chmod(mode)

@@ -103,13 +103,17 @@ class Nodes:
             os.close(fd)
         else:
             with closed_on_error(fd):
-                if len(self._by_number) >= self._limit:
-                    raise error(errno.ENFILE)
+                self.check_room()
             self._last += 1
             node = Node(self._last, fd, key, 0)
             self._by_number[node.number] = self._by_key[key] = node
         node.lookups += 1
         return node
+
+    def check_room(self) -> None:
+        """Raise OSError (ENFILE) if there is no room for one more."""
+        if len(self._by_number) >= self._limit:
+            raise error(errno.ENFILE)
 
     @contextmanager
     def kept(self, node: Node) -> Iterator[None]:
@@ -155,11 +159,15 @@ class Handles:
     def add(self, fd: int, node: Node, *, directory: bool = False) -> int:
         """A number for a descriptor, which is ours, also if this raises OSError (ENFILE)."""
         with closed_on_error(fd):
-            if len(self._handles) >= self._limit:
-                raise error(errno.ENFILE)
+            self.check_room()
         self._last += 1
         self._handles[self._last] = Handle(fd, node.number, directory)
         return self._last
+
+    def check_room(self) -> None:
+        """Raise OSError (ENFILE) if there is no room for one more."""
+        if len(self._handles) >= self._limit:
+            raise error(errno.ENFILE)
 
     def fd(self, number: int, node: int, *, directory: bool = False) -> int:
         """The descriptor of a node's handle. Raises OSError (EBADF)."""

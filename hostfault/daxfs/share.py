@@ -12,6 +12,9 @@ from hostfault.daxfs.nodes import Handles, Node, Nodes, error
 from hostfault.daxfs.window import Window
 
 MAX_NAME = 255  # bytes
+KEEP_FREE = 1 << 30  # bytes of the host's file system
+KEPT_PART = 16
+BLOCK = 4096  # bytes that something new may take
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,33 @@ class Share:
     handles: Handles
     window: Window
     log: EventLog
+    keep_free: int = KEEP_FREE  # bytes of the host's file system that are not for the guest
 
     def node(self, request: Request) -> Node:
         """The node that a request is about. Raises OSError (ESTALE)."""
         return self.nodes.get(request.header.node)
+
+    def check_room(self, length: int) -> None:
+        """Raise OSError (ENOSPC) if so many bytes would nearly fill the host's file system.
+
+        What is kept free is ``keep_free``, or a sixteenth of it if that is less.
+        """
+        if self.keep_free:
+            st = os.fstatvfs(self.nodes.root.fd)
+            kept = min(self.keep_free, st.f_blocks * st.f_frsize // KEPT_PART)
+            if st.f_bavail * st.f_frsize < kept + length:
+                raise error(errno.ENOSPC)
+
+    def check_new(self) -> None:
+        """Raise OSError (ENOSPC, ENFILE) if there is no room for something new.
+
+        Where a file system counts its inodes, a sixteenth of them is kept free, too.
+        """
+        self.check_room(BLOCK)
+        st = os.fstatvfs(self.nodes.root.fd)
+        if self.keep_free and st.f_files and st.f_favail < st.f_files // KEPT_PART:
+            raise error(errno.ENOSPC)
+        self.nodes.check_room()
 
     def clear(self) -> None:
         """Forget everything that a guest ever asked for."""

@@ -125,6 +125,11 @@ class MemoryRegion(Wire):
     user: U64  # address in the front-end
     offset: U64  # in the file that comes with it
 
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """What tells it from others; REM_MEM_REG need not repeat the offset."""
+        return self.guest, self.user, self.length
+
 
 MEM_REG_PADDING = 8  # bytes before the region of ADD_MEM_REG and REM_MEM_REG
 
@@ -215,10 +220,16 @@ def name_of(request: int) -> str:
 
 
 class Channel:
-    """A connected UNIX stream socket that carries messages in both directions."""
+    """A connected UNIX stream socket that carries messages in both directions.
+
+    It never waits: a peer that sends half a message, or does not read, holds up nobody else.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
+        self.ended = False  # whether the peer hung up between two messages
         self._socket = connection
+        self._data = b""  # of the message that is under way
+        self._fds: list[int] = []
 
     def fileno(self) -> int:
         """For poll."""
@@ -226,6 +237,7 @@ class Channel:
 
     def close(self) -> None:
         """Close the socket."""
+        self._forget()
         self._socket.close()
 
     def send(
@@ -233,12 +245,13 @@ class Channel:
     ) -> None:
         """Send a message; a peer that is gone shows when it is to be heard.
 
-        Raises :class:`PeerError`.
+        Raises :class:`PeerError`, also if the peer has left too much unread.
         """
         data = Header(request, VERSION | flags, len(payload)).encode() + payload
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        how = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
         try:
-            sent = self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+            sent = self._socket.sendmsg([data], ancillary, how)
         except (BrokenPipeError, ConnectionResetError):
             return
         except OSError as error:
@@ -247,46 +260,61 @@ class Channel:
             raise PeerError(f"the front-end took {sent} of {len(data)} bytes")
 
     def receive(self) -> Message | None:
-        """The next message, or None at the end. Raises :class:`PeerError`."""
-        message = Message(0, 0, b"")
+        """The next message, or None if there is no whole one yet. Raises :class:`PeerError`."""
         try:
-            first = self._read(Header.width(), message.fds)
-            if not first:
+            if not self._take(Header.width()):
                 return None
-            header = Header.decode(first)
+            header = Header.decode(self._data)
             if header.flags & VERSION_MASK != VERSION:
                 raise PeerError(f"message of version {header.flags & VERSION_MASK}")
             if header.length > MAX_PAYLOAD:
                 raise PeerError(f"payload of {header.length} bytes")
-            message.request, message.flags = header.request, header.flags
-            message.payload = self._read(header.length, message.fds)
-            if len(message.payload) < header.length:
-                raise MalformedError(f"end within the payload of {name_of(header.request)}")
+            if not self._take(Header.width() + header.length):
+                return None
         except (PeerError, MalformedError, OSError) as error:
-            message.close()
+            self._forget()
             raise PeerError(str(error)) from error
+        payload = self._data[Header.width() :]
+        message = Message(header.request, header.flags, payload, self._fds)
+        self._data, self._fds = b"", []
         return message
 
-    def _read(self, length: int, fds: list[int]) -> bytes:
-        """Up to ``length`` bytes: fewer only if the peer has ended."""
-        data = b""
+    def _take(self, length: int) -> bool:
+        """Read up to byte ``length`` of a message; returns whether all of them are there."""
         space = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
-        while len(data) < length:
+        how = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+        while len(self._data) < length:
             try:
                 part, ancillary, flags, _ = self._socket.recvmsg(
-                    length - len(data), space, socket.MSG_CMSG_CLOEXEC
+                    length - len(self._data), space, how
                 )
+            except BlockingIOError:
+                return False
             except ConnectionResetError:
-                break  # it ended before it had read all of our replies
+                return self._end()  # it ended before it had read all of our replies
             for level, kind, content in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    fds += _descriptors(content)
-            if flags & socket.MSG_CTRUNC or len(fds) > MAX_FDS:
+                    self._fds += _descriptors(content)
+            if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
                 raise PeerError("too many file descriptors")
             if not part:
-                break
-            data += part
-        return data
+                return self._end()
+            self._data += part
+        return True
+
+    def _end(self) -> bool:
+        """The peer has hung up. Raises MalformedError if it did so within a message."""
+        if self._data:
+            request = Header.decode(self._data).request
+            raise MalformedError(f"end within the payload of {name_of(request)}")
+        self.ended = True
+        return False
+
+    def _forget(self) -> None:
+        """Drop what there is of a message."""
+        self._data = b""
+        while self._fds:
+            os.close(self._fds.pop())
 
 
 def _descriptors(content: bytes) -> list[int]:

@@ -115,10 +115,15 @@ class Virtqueue:
             self.replace_fd(name, -1)
 
     def replace_fd(self, name: str, fd: int) -> None:
-        """Set ``kick_fd``, ``call_fd`` or ``error_fd``, and close the one before."""
+        """Set ``kick_fd``, ``call_fd`` or ``error_fd``, and close the one before.
+
+        Nobody waits for them here, whatever they are.
+        """
         if getattr(self, name) >= 0:
             os.close(getattr(self, name))
         setattr(self, name, fd)
+        if fd >= 0:
+            os.set_blocking(fd, False)
 
     def peek(self, memory: GuestMemory) -> Chain | None:
         """The next request, which stays in the ring until :meth:`push`; None if there is none.

@@ -73,7 +73,7 @@ class Window:
             self._log.refused("the front-end did not map", **details)
             raise error(errno.EIO)
         self._mappings[wanted.moffset] = wanted
-        self._log.event("map", **details)
+        self._log.event("map", begins=wanted.moffset, **details)
 
     def unmap(self, moffset: int, length: int) -> None:
         """Unmap all mappings in a range, which must not cut through one. Raises OSError."""
@@ -89,7 +89,8 @@ class Window:
         """Unmap; a front-end that knows of no such mapping (it was reset) is right."""
         del self._mappings[known.moffset]
         done = self._ask(BackendRequest.SHMEM_UNMAP, _range(known), None)
-        self._log.event("unmap", moffset=known.moffset, len=known.length, known=done)
+        where = {"moffset": known.moffset, "len": known.length}
+        self._log.event("unmap", ends=known.moffset, **where, known=done)
 
     def _touched(self, moffset: int, length: int) -> list[Mapping]:
         """The mappings in a range of the window. Raises OSError if it cuts through one."""

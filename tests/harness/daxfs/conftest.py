@@ -26,15 +26,30 @@ def shared(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def connected(tmp_path: Path, shared: Path) -> Iterator[Guest]:
+def launcher() -> list[str]:
+    """What the daemon's command line begins with."""
+    return []
+
+
+@pytest.fixture
+def options() -> list[str]:
+    """What the daemon's command line ends with."""
+    return []
+
+
+@pytest.fixture
+def connected(
+    tmp_path: Path, shared: Path, launcher: list[str], options: list[str]
+) -> Iterator[Guest]:
     """A front-end that has said nothing yet."""
     root = Path(hostfault.__file__).parents[1]
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as main:
         listener.bind(str(tmp_path / "s"))
         listener.listen(1)
         listener.set_inheritable(True)
-        options = ["--fd", listener.fileno(), "--shared", shared, "--log", tmp_path / "log"]
-        argv = [sys.executable, "-S", "-m", "hostfault.daxfs", *map(str, options)]
+        common = ["--fd", listener.fileno(), "--shared", shared, "--log", tmp_path / "log"]
+        argv = [*launcher, sys.executable, "-S", "-m", "hostfault.daxfs"]
+        argv += [*map(str, common), *options]
         # -S: without site-packages it starts faster, and can't import from there by accident.
         env = os.environ | {"PYTHONPATH": str(root)}
         with process.spawn(

@@ -132,10 +132,17 @@ class Guest(FrontEnd):
         self.fuse(29, node, struct.pack("<QIIQ", handle, 0, 0, 0))
 
     def readdir(
-        self, node: int, handle: int, offset: int = 0, length: int = 4096, *, plus: bool = False
+        self,
+        node: int,
+        handle: int,
+        offset: int = 0,
+        length: int = 4096,
+        *,
+        plus: bool = False,
+        room: int = 8192,
     ) -> list[tuple[bytes, int, int]]:
         """(name, offset behind it, node or 0) of each entry that fits into ``length``."""
-        reply = self.fuse(44 if plus else 28, node, io(handle, offset, length))
+        reply = self.fuse(44 if plus else 28, node, io(handle, offset, length), room)
         found = []
         while reply:
             named = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import os
 import struct
@@ -40,6 +41,7 @@ from daxfs_frontend import (
 )
 from daxfs_guest import Guest
 
+from hostfault.backing.virtiofs_dax import find_frame
 from hostfault.daxfs.__main__ import main
 from hostfault.daxfs.eventlog import EventLog
 
@@ -198,15 +200,68 @@ def test_refusals_are_logged_up_to_a_bound() -> None:
     assert events == ["refused"] * 3 + ["refusals-no-longer-logged"]
 
 
-def test_the_log_as_a_whole_is_bounded() -> None:
+def test_the_log_as_a_whole_is_bounded_and_tells_what_still_holds() -> None:
     stream = io.BytesIO()
-    log = EventLog(stream, max_bytes=1000)
-    for _ in range(1000):
-        log.event("map")
-    events = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
-    assert events[-1] == "log-full"
+    log = EventLog(stream, max_bytes=4000)
+    log.event("connected")
+    log.event("map", begins="kept", moffset=1)
+    for number in range(1000):
+        log.event("map", begins="again", moffset=2, number=number)
+        log.event("unmap", ends="again", moffset=2, number=number)
+        assert len(stream.getvalue()) <= 4000
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert lines[0]["event"] == "connected"
+    assert lines[-1]["number"] == 999
+    (cut,) = [at for at, line in enumerate(lines) if line["event"] == "log-cut"]
+    assert (lines[cut + 1]["event"], lines[cut + 1]["moffset"]) == ("map", 1)
+    assert lines[cut]["lost"] > 10
+    begun = {line["number"] for line in lines[cut + 2 :] if line["event"] == "map"}
+    ended = {line["number"] for line in lines[cut + 2 :] if line["event"] == "unmap"}
+    assert 0 <= len(ended) - len(begun) <= 1
+    numbers = [line["number"] for line in lines if "number" in line]
+    assert numbers == sorted(numbers)
+
+
+def test_a_mapping_that_ends_as_the_log_is_cut_is_not_told_of_again() -> None:
+    for size in range(1000, 1400):  # whichever line it is that has no room
+        stream = io.BytesIO()
+        log = EventLog(stream, max_bytes=size)
+        for number in range(20):
+            log.event("map", begins=1, number=number)
+            log.event("unmap", ends=1, number=number)
+        lines = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
+        begin = lines.index("log-cut") + 1
+        assert lines[begin] in ("map", "unmap")
+        assert all(one != two for one, two in itertools.pairwise(lines[begin:])), size
+
+
+def test_a_log_that_can_not_be_cut_ends() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as pipe, os.fdopen(writer, "wb", buffering=0) as stream:
+        log = EventLog(stream, max_bytes=1000)
+        for _ in range(1000):
+            log.event("map")
+        stream.close()
+        events = [json.loads(line)["event"] for line in pipe.read().splitlines()]
     assert set(events[:-1]) == {"map"}
-    assert len(stream.getvalue()) < 1200
+    assert events[-1] == "log-full"
+
+
+def test_sixty_thousand_mappings_leave_a_log_that_tells_the_last_one() -> None:
+    """By the reader that the harness uses."""
+    details = {"st_ino": 7, "foffset": 0, "len": 4096, "writable": True}
+    stream = io.BytesIO()
+    log = EventLog(stream, max_bytes=1 << 20)
+    for number in range(60_000):
+        where = {**details, "moffset": 0}
+        log.event("map", begins=0, **where)
+        log.event("memory", begins="memory", guest=number << 12, offset=0, st_ino=7, len=4096)
+        if number < 59_999:
+            log.event("memory-gone", ends="memory", guest=number << 12, len=4096)
+            log.event("unmap", ends=0, moffset=0, len=4096)
+    text = stream.getvalue().decode()
+    assert find_frame(text, 7, 0, writable=True) == 59_999
+    assert len(text) <= 1 << 20
 
 
 class SmallDisk(io.BytesIO):
