@@ -1,0 +1,45 @@
+"""Files into a guest, over its SSH."""
+
+from __future__ import annotations
+
+import gzip
+import shlex
+
+from hostfault.plumbing.deadline import Deadline
+from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
+from hostfault.remote.ssh import Shell
+
+DONE = "HOSTFAULT-SENT"
+
+
+def send_program(guest: Shell, data: bytes, path: str, deadline: Deadline) -> None:
+    """Make a program of ``data`` in the guest.
+
+    Raises :class:`ConnectionLostError`, or :class:`HostfaultError` with what the guest said.
+    """
+    where = shlex.quote(path)
+    _send(guest, gzip.compress(data, 1), f"gunzip -c >{where} && chmod 755 {where}", deadline)
+
+
+def send_tree(guest: Shell, archive: bytes, directory: str, deadline: Deadline) -> None:
+    """Unpack a gzipped tar archive below a directory of the guest. Raises as above."""
+    where = shlex.quote(directory)
+    _send(guest, archive, f"mkdir -p {where} && gunzip -c | tar -xf - -C {where}", deadline)
+
+
+def _send(guest: Shell, data: bytes, command: str, deadline: Deadline) -> None:
+    channel = guest.open(f"{{ {command}; }} && echo {DONE}", deadline)
+    said = b""
+    try:
+        channel.sendall(data)
+        channel.shutdown_write()
+        while part := channel.recv(4096):
+            said = (said + part)[-4096:]
+            deadline.check()
+    except OSError as error:
+        raise ConnectionLostError(f"{guest.name}: {command!r}: {error}") from error
+    finally:
+        channel.close()
+    if DONE.encode() not in said:
+        words = said.decode(errors="replace").strip()
+        raise HostfaultError(f"{guest.name}: {command!r} failed: {words}")
