@@ -244,7 +244,10 @@ class FrontEnd:
         poll = select.poll()
         poll.register(event, select.POLLIN)
         poll.register(self.backend, select.POLLIN)
+        poll.register(self.main, 0)  # tells of its end only
         for fd, _ in poll.poll(1000 * deadline.left()):
+            if fd == self.main.fileno():
+                raise ConnectionResetError("the daemon hung up")
             if fd == event:
                 os.eventfd_read(event)
             else:
