@@ -40,7 +40,7 @@ class _Store(Protocol):
     def read(self, start: int, length: int) -> bytes:
         """Bytes of it. Raises :class:`NotBackedError`."""
 
-    def write(self, start: int, data: bytes) -> None:
+    def write(self, start: int, data: memoryview) -> None:
         """Set bytes of it. Raises :class:`NotBackedError`."""
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class _Steady:
     def read(self, start: int, length: int) -> bytes:
         return bytes(self.view[start : start + length])
 
-    def write(self, start: int, data: bytes) -> None:
+    def write(self, start: int, data: memoryview) -> None:
         self.view[start : start + len(data)] = data
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class _Fleeting:
             raise NotBackedError(f"{length} bytes in the window, {copied} of them are there")
         return os.pread(self.bounce, length, 0)
 
-    def write(self, start: int, data: bytes) -> None:
+    def write(self, start: int, data: memoryview) -> None:
         os.pwrite(self.bounce, data, 0)
         copied = libc.copy_to_memory(self.bounce, self.address + start, len(data))
         if copied < len(data):
@@ -93,7 +93,7 @@ class _Nothing:
     def read(self, start: int, length: int) -> bytes:
         raise NotBackedError(f"{length} bytes at {start:#x} of a file that can't be mapped")
 
-    def write(self, start: int, data: bytes) -> None:
+    def write(self, start: int, data: memoryview) -> None:
         raise NotBackedError(f"{len(data)} bytes at {start:#x} of a file that can't be mapped")
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class GuestMemory:
             region.store.read(start, count) for region, start, count in self._parts(address, length)
         )
 
-    def write(self, address: int, data: bytes) -> None:
+    def write(self, address: int, data: memoryview) -> None:
         """Set bytes at a guest physical address.
 
         Raises :class:`OutsideMemoryError` or :class:`NotBackedError`; some may be set by then.

@@ -70,9 +70,9 @@ class Chain:
 
         Raises OutsideMemoryError or NotBackedError.
         """
-        done = 0
+        done, whole = 0, memoryview(reply)
         for buffer in self.writable:
-            part = reply[done : done + buffer.length]
+            part = whole[done : done + buffer.length]
             memory.write(buffer.address, part)
             done += len(part)
 

@@ -63,6 +63,8 @@ class Asked:
 class FrontEnd:
     """The front-end's two sockets, its memory and its rings."""
 
+    entries = RING
+
     def __init__(self, main: socket.socket, daemon: subprocess.Popen[bytes], log: Path) -> None:
         self.main = main
         self.main.settimeout(PATIENCE)
@@ -170,7 +172,7 @@ class FrontEnd:
         user = USER + (ring_at(index) if at is None else at)
         address = struct.pack("<II4Q", index, 0, user, user + 0x2000, user + 0x1000, 0)
         for request, payload, fds in (
-            (SET_VRING_NUM, struct.pack("<II", index, RING), ()),
+            (SET_VRING_NUM, struct.pack("<II", index, self.entries), ()),
             (SET_VRING_BASE, struct.pack("<II", index, base), ()),
             (SET_VRING_ADDR, address, ()),
             (SET_VRING_CALL, struct.pack("<Q", index), (self.calls[index],)),
@@ -219,7 +221,7 @@ class FrontEnd:
         """Make a chain available and kick."""
         available = ring_at(index) + 0x1000
         count = self.u16(available + 2)
-        self.u16(available + 4 + 2 * (count % RING), head)
+        self.u16(available + 4 + 2 * (count % self.entries), head)
         self.u16(available + 2, (count + ahead) & 0xFFFF)
         os.eventfd_write(self.kicks[index], 1)
 
@@ -232,7 +234,7 @@ class FrontEnd:
         deadline = Deadline(PATIENCE, f"a used chain in ring {index}")
         while self.used(index) == before:
             self._serve(deadline, self.calls[index])
-        entry = ring_at(index) + 0x2004 + 8 * (before % RING)
+        entry = ring_at(index) + 0x2004 + 8 * (before % self.entries)
         return int(struct.unpack_from("<II", self.memory, entry)[1])
 
     def wait_broken(self, index: int) -> None:

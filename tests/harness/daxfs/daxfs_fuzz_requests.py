@@ -226,13 +226,19 @@ class Requests(RuleBasedStateMachine):
         if wanted:
             return
         assert isinstance(handle, int)
-        entries = self.guest.readdir(number, handle, plus=plus)
+        entries = self.ask(
+            errno.ENOENT if directory.removed else 0,
+            lambda: self.guest.readdir(number, handle, plus=plus),
+        )
+        self.ask(0, lambda: self.guest.releasedir(number, handle))
+        if directory.removed:
+            return
+        assert isinstance(entries, list)
         if {name for name, _, _ in entries} - {b".", b".."} != directory.entries.keys():
             raise FoundError(f"the directory holds {entries}, not {list(directory.entries)}")
         for name, _, node in entries:
             if node:
                 self.named(directory.entries[name], node)
-        self.ask(0, lambda: self.guest.releasedir(number, handle))
 
     # --- nodes ------------------------------------------------------------------------
 

@@ -123,6 +123,8 @@ def rename(old: Inode, old_name: bytes, new: Inode, new_name: bytes) -> int:
     there = new.entries.get(new_name)
     if there is found:
         return 0
+    if there is not None and _holds(there, old):
+        return errno.ENOTEMPTY  # before the kernel looks at what kind it is
     number = _can_replace(found, there, new)
     if number:
         return number
@@ -131,6 +133,13 @@ def rename(old: Inode, old_name: bytes, new: Inode, new_name: bytes) -> int:
         there.removed = there.kind == "directory"
     new.entries[new_name] = old.entries.pop(old_name)
     return 0
+
+
+def _holds(inode: Inode, directory: Inode) -> bool:
+    """Whether a directory is this one or somewhere below."""
+    return inode is directory or any(
+        _holds(each, directory) for each in inode.entries.values() if each.kind == "directory"
+    )
 
 
 def _can_replace(found: Inode, there: Inode | None, new: Inode) -> int:
