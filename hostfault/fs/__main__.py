@@ -1,0 +1,165 @@
+"""Run suites of others for file systems on the real mount, in a real guest: ``ci/fs``.
+
+Their sources are named on the command line; nothing is fetched. Every part (a directory of
+pjdfstest, a run of fsx) has a fork of the saved machine of its own; a part whose guest is lost is
+tried again once, and is trouble then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+
+from hostfault.backing import virtiofs_dax
+from hostfault.case.model import Access, Fault, Scenario
+from hostfault.fs import suites
+from hostfault.fs.send import send_program, send_tree
+from hostfault.fs.suites import Outcome
+from hostfault.plugin.options import Settings
+from hostfault.plumbing.deadline import Deadline
+from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
+from hostfault.remote.ssh import Shell
+from hostfault.run.lab import Lab
+
+SCENARIO = Scenario(virtiofs_dax.NAME, Fault.NONE, Access.LOAD, async_pf=True)
+MOUNT = virtiofs_dax.MOUNT_POINT
+FILE_PATIENCE = 300.0  # seconds for one test of pjdfstest
+FSX_PATIENCE = 280.0  # seconds for one run of fsx
+ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is run in one fork."""
+
+    name: str
+    run: Callable[[Shell], Iterator[Outcome]]
+
+
+def pjdfstest_parts(source: Path, only: str) -> Iterator[Part]:
+    """One part for each of its directories."""
+    with tempfile.TemporaryDirectory(prefix="hostfault-fs-") as place:
+        archive = suites.pjdfstest_archive(source, Path(place))
+    wanted = [name for name in suites.pjdfstest_files(source) if only in f"pjdfstest {name}"]
+    for folder, names in groupby(wanted, lambda name: name.partition("/")[0]):
+        yield Part(f"pjdfstest {folder}", _pjdfstest(archive, list(names)))
+
+
+def _pjdfstest(archive: bytes, names: Sequence[str]) -> Callable[[Shell], Iterator[Outcome]]:
+    def run(guest: Shell) -> Iterator[Outcome]:
+        patience = Deadline(60.0, "pjdfstest to be sent")
+        send_tree(guest, archive, "/tmp", patience)  # noqa: S108 (in the guest)
+        send_program(guest, suites.OPENSSL, "/bin/openssl", patience)
+        for name in names:
+            deadline = Deadline(FILE_PATIENCE, f"pjdfstest's {name}")
+            answer = guest.run(suites.pjdfstest_command(name, MOUNT), deadline)
+            yield suites.read_tap(name, answer.text)
+
+    return run
+
+
+def fsx_parts(source: Path, only: str, operations: int, seed: int) -> Iterator[Part]:
+    """One part for each set of options."""
+    with tempfile.TemporaryDirectory(prefix="hostfault-fs-") as place:
+        program = suites.fsx_program(source, Path(place))
+    for name, options in suites.FSX_RUNS.items():
+        if only in f"fsx {name}":
+            command = suites.fsx_command(options, MOUNT, operations, seed)
+            yield Part(f"fsx {name}", _fsx(program, name, command))
+
+
+def _fsx(program: bytes, name: str, command: str) -> Callable[[Shell], Iterator[Outcome]]:
+    def run(guest: Shell) -> Iterator[Outcome]:
+        send_program(guest, program, "/tmp/fsx", Deadline(60.0, "fsx to be sent"))  # noqa: S108
+        answer = guest.run(command, Deadline(FSX_PATIENCE, f"fsx {name}"))
+        yield suites.read_fsx(name, answer.code, answer.text)
+
+    return run
+
+
+def run_part(lab: Lab, part: Part, folder: Path) -> list[Outcome]:
+    """Run it; once more if the guest is lost. Raises :class:`HostfaultError`."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with lab.place(SCENARIO, folder / f"{part.name.replace(' ', '-')}-{attempt}") as place:
+                outcomes = list(part.run(place.guest))
+                _check_log(virtiofs_dax.log(place.agent))
+                return outcomes
+        except ConnectionLostError as error:
+            if attempt == ATTEMPTS:
+                raise
+            print(f"{part.name}: the guest was lost, once more ({error})", file=sys.stderr)
+    raise AssertionError("unreachable")
+
+
+def _check_log(text: str) -> None:
+    """Raise if the back-end noted a bug of its own."""
+    for line in text.splitlines():
+        if '"event": "bug"' in line:
+            raise HostfaultError(f"the back-end has a bug: {line}")
+
+
+@contextmanager
+def _kept(path: Path | None) -> Iterator[Callable[[Outcome], None]]:
+    """Where outcomes are noted as they come, one line of JSON each."""
+    if path is None:
+        yield lambda _: None
+        return
+    with path.open("a") as stream:
+
+        def keep(outcome: Outcome) -> None:
+            stream.write(json.dumps(asdict(outcome)) + "\n")
+            stream.flush()
+
+        yield keep
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run them and tell; 0 if nothing failed, 1 if something did, 2 for trouble."""
+    parser = argparse.ArgumentParser(prog="ci/fs", description=__doc__)
+    parser.add_argument("--pjdfstest", type=Path, metavar="DIR", help="its sources")
+    parser.add_argument("--fstests", type=Path, metavar="DIR", help="sources of fstests, for fsx")
+    parser.add_argument("--only", default="", metavar="TEXT", help="parts with this in their names")
+    parser.add_argument("--operations", type=int, default=2000, help="of fsx (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of fsx (%(default)s)")
+    parser.add_argument("--host", default="auto", choices=("auto", "local", "emulated"))
+    parser.add_argument("--host-kernel", metavar="KERNEL", help="as for ci/dax")
+    parser.add_argument("--artifacts", type=Path, metavar="DIR", help="where logs go")
+    parser.add_argument("--outcomes", type=Path, metavar="FILE", help="gets a line for each")
+    options = parser.parse_args(arguments)
+    if not (options.pjdfstest or options.fstests):
+        parser.error("name the sources of a suite: --pjdfstest DIR, --fstests DIR")
+    settings = Settings(host=options.host, host_kernel=options.host_kernel)
+    outcomes: list[Outcome] = []
+    try:
+        parts: list[Part] = []
+        if options.pjdfstest:
+            parts += pjdfstest_parts(options.pjdfstest, options.only)
+        if options.fstests:
+            parts += fsx_parts(options.fstests, options.only, options.operations, options.seed)
+        with (
+            tempfile.TemporaryDirectory(prefix="hostfault-fs-") as place,
+            Lab(settings, lambda text: print(f"  {text}", file=sys.stderr)) as lab,
+            _kept(options.outcomes) as keep,
+        ):
+            for part in parts:
+                for outcome in run_part(lab, part, options.artifacts or Path(place)):
+                    outcomes.append(outcome)
+                    keep(outcome)
+                    print(f"{outcome.suite} {outcome.name}: {outcome.verdict}", flush=True)
+    except HostfaultError as error:
+        print(f"ci/fs: {error}", file=sys.stderr)
+        return 2
+    print(suites.table(outcomes))
+    return 1 if any(outcome.verdict == "failed" for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
