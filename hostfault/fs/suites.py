@@ -51,7 +51,7 @@ class Outcome:
 def pjdfstest_archive(source: Path, place: Path) -> bytes:
     """The program, built, and the tests, as a gzipped tar archive.
 
-    Raises UsageError or SetupError.
+    Raises UsageError or LaunchError.
     """
     program = place / "pjdfstest"
     _build(source / "pjdfstest.c", program, _PJD_HAVE, place)
@@ -93,7 +93,7 @@ def read_tap(name: str, text: str) -> Outcome:
 
 
 def fsx_program(source: Path, place: Path) -> bytes:
-    """The program fsx out of a tree of fstests. Raises UsageError or SetupError."""
+    """The program fsx out of a tree of fstests. Raises UsageError or LaunchError."""
     program = place / "fsx"
     _build(source / "ltp" / "fsx.c", program, _FSX_HAVE, place, "-I", str(source / "src"))
     return program.read_bytes()
