@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from hostfault.agent.cap import Cap
 from hostfault.agent.datafiles import DataFiles
 from hostfault.agent.filesystems import (
     OwnFileSystems,
@@ -57,6 +58,7 @@ class Agent:
         self._tracer = Tracer(instance_name())
         self._kernel_log: int | None = None
         directory.mkdir(parents=True, exist_ok=True)
+        self._cap = Cap(directory)
 
     def hello(self) -> dict[str, Any]:
         """Who is there, and which kernel runs."""
@@ -156,7 +158,7 @@ class Agent:
             listener.bind(listen)
             listener.listen(1)
             argv = [word.replace("{fd}", str(listener.fileno())) for word in argv]
-        with self._log(name).open("wb") as log:
+        with self._cap.idle, self._log(name).open("ab") as log:
             self._children[name] = subprocess.Popen(
                 argv,
                 env=env,
@@ -326,6 +328,7 @@ class Agent:
             last_first.callback(self._remove_directory)
             last_first.callback(self._file_systems.close)
             last_first.callback(self._files.close)
+            last_first.callback(self._cap.close)
             last_first.callback(self._tracer.stop)
             for child in self._children.values():
                 last_first.callback(_end, child)

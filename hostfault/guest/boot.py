@@ -62,7 +62,7 @@ def command(spec: GuestSpec, vcpus: int) -> list[str]:
         *("-netdev", f"user,id=net,restrict=on,hostfwd={spec.ssh_forward}"),
         *("-device", "virtio-net-pci,netdev=net,romfile=,modern-pio-notify=on"),
         *("-device", "pvpanic-pci", "-action", "panic=pause"),
-        *("-chardev", f"file,id=serial,path={spec.directory}/{CONSOLE}"),
+        *("-chardev", f"file,id=serial,path={spec.directory}/{CONSOLE},append=on"),
         *("-serial", "chardev:serial"),
         *("-chardev", f"{spec.qmp},id=qmp", "-mon", "chardev=qmp,mode=control"),
         *("-display", "none", "-no-reboot", "-S"),
