@@ -43,11 +43,12 @@ class Part:
     run: Callable[[Shell], Iterator[Outcome]]
 
 
-def pjdfstest_parts(source: Path, only: str) -> Iterator[Part]:
+def pjdfstest_parts(source: Path, only: Sequence[str] = ()) -> Iterator[Part]:
     """One part for each of its directories."""
     with tempfile.TemporaryDirectory(prefix="hostfault-fs-") as place:
         archive = suites.pjdfstest_archive(source, Path(place))
-    wanted = [name for name in suites.pjdfstest_files(source) if only in f"pjdfstest {name}"]
+    files = suites.pjdfstest_files(source)
+    wanted = [name for name in files if _wanted(f"pjdfstest {name}", only)]
     for folder, names in groupby(wanted, lambda name: name.partition("/")[0]):
         yield Part(f"pjdfstest {folder}", _pjdfstest(archive, list(names)))
 
@@ -65,12 +66,12 @@ def _pjdfstest(archive: bytes, names: Sequence[str]) -> Callable[[Shell], Iterat
     return run
 
 
-def fsx_parts(source: Path, only: str, operations: int, seed: int) -> Iterator[Part]:
+def fsx_parts(source: Path, only: Sequence[str], operations: int, seed: int) -> Iterator[Part]:
     """One part for each set of options."""
     with tempfile.TemporaryDirectory(prefix="hostfault-fs-") as place:
         program = suites.fsx_program(source, Path(place))
     for name, options in suites.FSX_RUNS.items():
-        if only in f"fsx {name}":
+        if _wanted(f"fsx {name}", only):
             command = suites.fsx_command(options, MOUNT, operations, seed)
             yield Part(f"fsx {name}", _fsx(program, name, command))
 
@@ -82,6 +83,10 @@ def _fsx(program: bytes, name: str, command: str) -> Callable[[Shell], Iterator[
         yield suites.read_fsx(name, answer.code, answer.text)
 
     return run
+
+
+def _wanted(name: str, only: Sequence[str]) -> bool:
+    return not only or any(text in name for text in only)
 
 
 def run_part(lab: Lab, part: Part, folder: Path) -> list[Outcome]:
@@ -126,7 +131,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ci/fs", description=__doc__)
     parser.add_argument("--pjdfstest", type=Path, metavar="DIR", help="its sources")
     parser.add_argument("--fstests", type=Path, metavar="DIR", help="sources of fstests, for fsx")
-    parser.add_argument("--only", default="", metavar="TEXT", help="parts with this in their names")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what has this in its name, as 'pjdfstest chmod/00.t'; may be repeated",
+    )
     parser.add_argument("--operations", type=int, default=2000, help="of fsx (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of fsx (%(default)s)")
     parser.add_argument("--host", default="auto", choices=("auto", "local", "emulated"))

@@ -42,11 +42,11 @@ def test_a_program_and_its_tests_are_packed(source: Path, tmp_path: Path) -> Non
 
 
 def test_each_directory_of_tests_is_a_part(source: Path) -> None:
-    assert [part.name for part in pjdfstest_parts(source, "")] == [
+    assert [part.name for part in pjdfstest_parts(source)] == [
         "pjdfstest chmod",
         "pjdfstest link",
     ]
-    assert [part.name for part in pjdfstest_parts(source, "link/00")] == ["pjdfstest link"]
+    assert [part.name for part in pjdfstest_parts(source, ["link/00"])] == ["pjdfstest link"]
 
 
 def test_what_does_not_compile_or_is_not_there_says_so(source: Path, tmp_path: Path) -> None:
