@@ -32,7 +32,7 @@ SCENARIO = Scenario(virtiofs_dax.NAME, Fault.NONE, Access.LOAD, async_pf=True)
 MOUNT = virtiofs_dax.MOUNT_POINT
 FILE_PATIENCE = 300.0  # seconds for one test of pjdfstest
 FSX_PATIENCE = 280.0  # seconds for one run of fsx
-ATTEMPTS = 2
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _wanted(name: str, only: Sequence[str]) -> bool:
 
 
 def run_part(lab: Lab, part: Part, folder: Path) -> list[Outcome]:
-    """Run it; once more if the guest is lost. Raises :class:`HostfaultError`."""
+    """Run it; again if the guest is lost. Raises :class:`HostfaultError`."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with lab.place(SCENARIO, folder / f"{part.name.replace(' ', '-')}-{attempt}") as place:
