@@ -87,17 +87,18 @@ class Agent:
 
     def open(self, name: str, argv: list[str], env: dict[str, str]) -> int:
         """Start a child that one talks with: see :meth:`say` and :meth:`hear`. Returns its pid."""
-        child = subprocess.Popen(
-            argv,
-            env=env,
-            cwd=self._directory,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
+        with self._cap.idle:
+            child = subprocess.Popen(
+                argv,
+                env=env,
+                cwd=self._directory,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
         assert child.stdin is not None
         assert child.stdout is not None
         os.set_blocking(child.stdin.fileno(), False)

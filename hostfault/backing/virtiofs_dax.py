@@ -24,6 +24,7 @@ WINDOW = 64 << 20  # bytes of the DAX window
 MOUNT_POINT = "/mnt"
 SHARED = "shared"  # in the agent's directory
 SHARE_SIZE = 128 << 20  # bytes that a guest can fill
+KEEP_FREE = 1 << 30  # bytes that it can't, where the share has no file system of its own
 FILE = "data"
 SOCKET = "daxfs.sock"
 LOG = "daxfs.jsonl"
@@ -67,12 +68,13 @@ class VirtiofsDax:
         The share is a tmpfs of its own where the agent may mount one: a guest can fill that.
         """
         agent.make_directory(SHARED)
-        agent.mount(SHARED, SHARE_SIZE)
+        own = agent.mount(SHARED, SHARE_SIZE)
         argv = [
             *python.argv,
             *("-m", "hostfault.daxfs", "--fd", "{fd}"),
             *("--shared", f"{directory}/{SHARED}", "--log", f"{directory}/{LOG}"),
             *("--window", str(WINDOW), "--tag", TAG),
+            *("--keep-free", "0" if own else str(KEEP_FREE)),
         ]
         agent.spawn(CHILD, argv, python.env, listen=f"{directory}/{SOCKET}")
 

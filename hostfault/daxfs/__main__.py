@@ -17,7 +17,6 @@ from pathlib import Path
 from hostfault.daxfs.device import Device, Settings
 from hostfault.daxfs.eventlog import EventLog
 from hostfault.daxfs.nodes import raise_descriptor_limit
-from hostfault.daxfs.share import KEEP_FREE
 from hostfault.daxfs.vhost_user import PeerError
 from hostfault.daxfs.window import ALIGNMENT, MAX_SIZE
 
@@ -66,10 +65,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep-free",
         type=int,
-        default=KEEP_FREE,
+        default=0,
         metavar="BYTES",
         help="of the host's file system, which the guest can't fill (a sixteenth of it at most; "
-        "default %(default)s; 0: it can)",
+        "default 0: it can fill it)",
     )
     options = parser.parse_args(arguments)
     if not options.shared.is_dir():

@@ -20,7 +20,7 @@ from hostfault.daxfs.fuse import InHeader
 from hostfault.daxfs.memory import MAX_REGIONS, GuestMemory, NotBackedError, OutsideMemoryError
 from hostfault.daxfs.nodes import Handles, Nodes
 from hostfault.daxfs.session import Session, fault
-from hostfault.daxfs.share import KEEP_FREE, Share
+from hostfault.daxfs.share import Share
 from hostfault.daxfs.vhost_user import BackendRequest, Message, PeerError, Request
 from hostfault.daxfs.virtqueue import MAX_SIZE, Chain, RingError, Virtqueue
 from hostfault.daxfs.window import SHMID, Window
@@ -48,7 +48,7 @@ class Settings:
     tag: str
     max_nodes: int
     max_handles: int
-    keep_free: int = KEEP_FREE  # bytes of the host's file system; 0: a guest may fill it
+    keep_free: int = 0  # bytes of the host's file system that a guest can't fill
 
 
 class Device:

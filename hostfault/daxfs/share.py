@@ -12,7 +12,6 @@ from hostfault.daxfs.nodes import Handles, Node, Nodes, error
 from hostfault.daxfs.window import Window
 
 MAX_NAME = 255  # bytes
-KEEP_FREE = 1 << 30  # bytes of the host's file system
 KEPT_PART = 16
 BLOCK = 4096  # bytes that something new may take
 
@@ -34,7 +33,7 @@ class Share:
     handles: Handles
     window: Window
     log: EventLog
-    keep_free: int = KEEP_FREE  # bytes of the host's file system that are not for the guest
+    keep_free: int = 0  # bytes of the host's file system that are not for the guest
 
     def node(self, request: Request) -> Node:
         """The node that a request is about. Raises OSError (ESTALE)."""

@@ -2,7 +2,7 @@
 
 Their sources are named on the command line; nothing is fetched. Every part (a directory of
 pjdfstest, a run of fsx) has a fork of the saved machine of its own; a part whose guest is lost is
-tried again once, and is trouble then.
+tried again twice, and is trouble then.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
-from hostfault.backing import virtiofs_dax
-from hostfault.case.model import Access, Fault, Scenario
+from hostfault.backing.virtiofs_dax import LOG, MOUNT_POINT
+from hostfault.case.model import Scenario
+from hostfault.case.settings import Settings
 from hostfault.fs import suites
 from hostfault.fs.send import send_program, send_tree
 from hostfault.fs.suites import Outcome
-from hostfault.plugin.options import Settings
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
-from hostfault.remote.ssh import Shell
+from hostfault.plumbing.progress import heard_by
+from hostfault.remote.shell import Shell
 from hostfault.run.lab import Lab
 
-SCENARIO = Scenario(virtiofs_dax.NAME, Fault.NONE, Access.LOAD, async_pf=True)
-MOUNT = virtiofs_dax.MOUNT_POINT
+SCENARIO = Scenario("virtiofs-dax", "none", "load", async_pf=True)
 FILE_PATIENCE = 300.0  # seconds for one test of pjdfstest
 FSX_PATIENCE = 280.0  # seconds for one run of fsx
 ATTEMPTS = 3
@@ -58,9 +58,10 @@ def _pjdfstest(archive: bytes, names: Sequence[str]) -> Callable[[Shell], Iterat
         patience = Deadline(60.0, "pjdfstest to be sent")
         send_tree(guest, archive, "/tmp", patience)  # noqa: S108 (in the guest)
         send_program(guest, suites.OPENSSL, "/bin/openssl", patience)
+        guest.check(suites.NOBODY, patience)
         for name in names:
             deadline = Deadline(FILE_PATIENCE, f"pjdfstest's {name}")
-            answer = guest.run(suites.pjdfstest_command(name, MOUNT), deadline)
+            answer = guest.run(suites.pjdfstest_command(name, MOUNT_POINT), deadline)
             yield suites.read_tap(name, answer.text)
 
     return run
@@ -72,7 +73,7 @@ def fsx_parts(source: Path, only: Sequence[str], operations: int, seed: int) -> 
         program = suites.fsx_program(source, Path(place))
     for name, options in suites.FSX_RUNS.items():
         if _wanted(f"fsx {name}", only):
-            command = suites.fsx_command(options, MOUNT, operations, seed)
+            command = suites.fsx_command(options, MOUNT_POINT, operations, seed)
             yield Part(f"fsx {name}", _fsx(program, name, command))
 
 
@@ -93,9 +94,10 @@ def run_part(lab: Lab, part: Part, folder: Path) -> list[Outcome]:
     """Run it; again if the guest is lost. Raises :class:`HostfaultError`."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            with lab.place(SCENARIO, folder / f"{part.name.replace(' ', '-')}-{attempt}") as place:
-                outcomes = list(part.run(place.guest))
-                _check_log(virtiofs_dax.log(place.agent))
+            where = folder / f"{part.name.replace(' ', '-')}-{attempt}"
+            with lab.testbed(SCENARIO, where) as testbed:
+                outcomes = list(part.run(testbed.guest))
+                _check_log("".join(testbed.agent.tails([LOG], 1 << 20)))
                 return outcomes
         except ConnectionLostError as error:
             if attempt == ATTEMPTS:
@@ -157,7 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parts += fsx_parts(options.fstests, options.only, options.operations, options.seed)
         with (
             tempfile.TemporaryDirectory(prefix="hostfault-fs-") as place,
-            Lab(settings, lambda text: print(f"  {text}", file=sys.stderr)) as lab,
+            heard_by(lambda text: print(f"  {text}", file=sys.stderr)),
+            Lab(settings) as lab,
             _kept(options.outcomes) as keep,
         ):
             for part in parts:

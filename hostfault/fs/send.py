@@ -1,15 +1,17 @@
-"""Files into a guest, over its SSH."""
+"""Files into a guest, through its shell."""
 
 from __future__ import annotations
 
+import base64
 import gzip
 import shlex
 
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
-from hostfault.remote.ssh import Shell
+from hostfault.remote.shell import Shell
 
 DONE = "HOSTFAULT-SENT"
+END = "HOSTFAULT-END"
 
 
 def send_program(guest: Shell, data: bytes, path: str, deadline: Deadline) -> None:
@@ -28,18 +30,23 @@ def send_tree(guest: Shell, archive: bytes, directory: str, deadline: Deadline) 
 
 
 def _send(guest: Shell, data: bytes, command: str, deadline: Deadline) -> None:
-    channel = guest.open(f"{{ {command}; }} && echo {DONE}", deadline)
+    """Have a command read data: as text, with an end of its own, for the stream can't be closed."""
+    reader = f"sed -n '/^{END}$/q;p' | base64 -d | {{ {command}; }}"
+    stream = guest.open(f"{{ {reader}; }} 2>&1 && echo {DONE}", deadline)
     said = b""
     try:
-        channel.sendall(data)
-        channel.shutdown_write()
-        while part := channel.recv(4096):
+        stream.sendall(base64.encodebytes(data) + f"{END}\n".encode())
+        while DONE.encode() not in said:
+            stream.settimeout(max(0.1, deadline.left()))
+            part = stream.recv(4096)
+            if not part:
+                break
             said = (said + part)[-4096:]
             deadline.check()
     except OSError as error:
         raise ConnectionLostError(f"{guest.name}: {command!r}: {error}") from error
     finally:
-        channel.close()
+        stream.close()
     if DONE.encode() not in said:
         words = said.decode(errors="replace").strip()
         raise HostfaultError(f"{guest.name}: {command!r} failed: {words}")

@@ -15,7 +15,8 @@ from hostfault.plumbing.packages import run_tool
 # What glibc on Linux has of what the suites' configure scripts look for.
 _PJD_HAVE = (
     "faccessat fchmodat fchownat fstatat linkat mkdirat mkfifoat mknodat openat posix_fallocate "
-    "readlinkat renameat symlinkat unlinkat utimensat sys_sysmacros_h"
+    "readlinkat renameat symlinkat unlinkat utimensat sys_sysmacros_h struct_stat_st_atim "
+    "struct_stat_st_ctim struct_stat_st_mtim"
 )
 _FSX_HAVE = (
     "sys_types_h sys_stat_h sys_statvfs_h sys_time_h sys_ioctl_h sys_wait_h malloc_h dirent_h "
@@ -28,6 +29,7 @@ _SUMMARY = (
 )
 # pjdfstest makes names of random digits with it.
 OPENSSL = b'#!/bin/sh\nmd5sum | { read -r sum _; echo "$sum"; }\n'
+NOBODY = "grep -q ^nobody: /etc/passwd || echo nobody:x:65534:65534::/:/bin/false >>/etc/passwd"
 
 FSX_RUNS = {
     "with mmap": "",

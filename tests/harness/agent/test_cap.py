@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hostfault.agent.cap import TAIL, Cap, cut
 from hostfault.agent.server import Agent
-from hostfault.case.model import Access, Fault, Scenario
+from hostfault.backing.base import MEMFD
 from hostfault.guest.boot import GuestSpec, command
 from hostfault.plumbing.deadline import Deadline, poll
 
@@ -70,6 +70,5 @@ def test_a_child_s_log_is_open_for_appending(tmp_path: Path) -> None:
 
 
 def test_the_guest_s_console_is_written_at_its_end() -> None:
-    spec = GuestSpec(("qemu",), "k", "i", "/run/here", "q", "f", ())
-    line = command(spec, Scenario("virtiofs-dax", Fault.NONE, Access.LOAD, async_pf=True))
-    assert "file,id=serial,path=/run/here/guest-console.log,append=on" in line
+    spec = GuestSpec(("qemu",), "k", "i", "/run/here", "q", "f", MEMFD, "")
+    assert "file,id=serial,path=/run/here/guest-console.log,append=on" in command(spec, 1)

@@ -130,7 +130,7 @@ def test_every_failure_is_in_the_table() -> None:
 
 
 class Channel:
-    """A guest's end of SSH that runs what it is told here."""
+    """The stream of a guest that runs what it is told here; its input can't be closed alone."""
 
     def __init__(self, command: str) -> None:
         self._child = subprocess.Popen(
@@ -138,22 +138,24 @@ class Channel:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            bufsize=0,
         )
+
+    def settimeout(self, timeout: float | None) -> None:
+        assert timeout is None or timeout > 0
 
     def sendall(self, data: bytes) -> None:
         assert self._child.stdin is not None
-        self._child.stdin.write(data)
-
-    def shutdown_write(self) -> None:
-        assert self._child.stdin is not None
-        self._child.stdin.close()
+        view = memoryview(data)
+        while view:
+            view = view[self._child.stdin.write(view) :]
 
     def recv(self, size: int) -> bytes:
         assert self._child.stdout is not None
         return self._child.stdout.read(size)
 
     def close(self) -> None:
-        self._child.wait(10)
+        self._child.communicate(timeout=10)
 
 
 class Guest:
