@@ -5,6 +5,7 @@ Forked, it starts within a millisecond, and what ends it (a signal, a traceback)
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import multiprocessing
@@ -177,6 +178,7 @@ def served(sandbox: Sandbox) -> Iterator[Guest]:
 def _serve(ours: socket.socket, theirs: socket.socket, sandbox: Sandbox) -> None:
     """The life of the daemon."""
     gc.freeze()  # what the fuzzer has made is no work for the daemon's collector
+    faulthandler.disable()  # pytest's would print what the exit code tells
     ours.close()
     os.umask(0)
     settings = Settings(sandbox.shared, WINDOW, "fuzz", MAX_NODES, MAX_HANDLES)
