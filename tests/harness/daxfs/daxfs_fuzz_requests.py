@@ -402,11 +402,8 @@ class Requests(RuleBasedStateMachine):
             wanted = 0 if not data or start + len(data) <= backed else errno.EFAULT
             self.ask(wanted, lambda: self.transfer(15, number, handle, start, length))
             end = min(start + len(data), len(mapped.data))
-            there = data if not wanted else data[: max(0, backed - start)]
-            if not wanted or mapped is not inode:
-                mapped.data[start:end] = there[: max(0, end - start)]
-            else:
-                mapped.data[start:end] = there[: max(0, end - start)]
+            # Beyond the end of the file, stores into its last page are lost, as in mmap(2).
+            mapped.data[start:end] = data[: max(0, end - start)]
         assert self.guest.number(REM_MEM_REG, region) == 0
 
     def transfer(self, opcode: int, number: int, handle: int, start: int, length: int) -> None:
