@@ -23,10 +23,10 @@ from hostfault.case.settings import Settings
 from hostfault.fs import suites
 from hostfault.fs.send import send_program, send_tree
 from hostfault.fs.suites import Outcome
+from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
 from hostfault.plumbing.progress import heard_by
-from hostfault.remote.shell import Shell
 from hostfault.run.lab import Lab
 
 SCENARIO = Scenario("virtiofs-dax", "none", "load", async_pf=True)
@@ -40,7 +40,7 @@ class Part:
     """What is run in one fork."""
 
     name: str
-    run: Callable[[Shell], Iterator[Outcome]]
+    run: Callable[[Testbed], Iterator[Outcome]]
 
 
 def pjdfstest_parts(source: Path, only: Sequence[str] = ()) -> Iterator[Part]:
@@ -53,11 +53,12 @@ def pjdfstest_parts(source: Path, only: Sequence[str] = ()) -> Iterator[Part]:
         yield Part(f"pjdfstest {folder}", _pjdfstest(archive, list(names)))
 
 
-def _pjdfstest(archive: bytes, names: Sequence[str]) -> Callable[[Shell], Iterator[Outcome]]:
-    def run(guest: Shell) -> Iterator[Outcome]:
+def _pjdfstest(archive: bytes, names: Sequence[str]) -> Callable[[Testbed], Iterator[Outcome]]:
+    def run(testbed: Testbed) -> Iterator[Outcome]:
+        agent, guest = testbed.agent, testbed.guest
         patience = Deadline(60.0, "pjdfstest to be sent")
-        send_tree(guest, archive, "/tmp", patience)  # noqa: S108 (in the guest)
-        send_program(guest, suites.OPENSSL, "/bin/openssl", patience)
+        send_tree(agent, guest, archive, "/tmp", patience)  # noqa: S108 (in the guest)
+        send_program(agent, guest, suites.OPENSSL, "/bin/openssl", patience)
         guest.check(suites.NOBODY, patience)
         for name in names:
             deadline = Deadline(FILE_PATIENCE, f"pjdfstest's {name}")
@@ -77,9 +78,10 @@ def fsx_parts(source: Path, only: Sequence[str], operations: int, seed: int) -> 
             yield Part(f"fsx {name}", _fsx(program, name, command))
 
 
-def _fsx(program: bytes, name: str, command: str) -> Callable[[Shell], Iterator[Outcome]]:
-    def run(guest: Shell) -> Iterator[Outcome]:
-        send_program(guest, program, "/tmp/fsx", Deadline(60.0, "fsx to be sent"))  # noqa: S108
+def _fsx(program: bytes, name: str, command: str) -> Callable[[Testbed], Iterator[Outcome]]:
+    def run(testbed: Testbed) -> Iterator[Outcome]:
+        guest, patience = testbed.guest, Deadline(60.0, "fsx to be sent")
+        send_program(testbed.agent, guest, program, "/tmp/fsx", patience)  # noqa: S108
         answer = guest.run(command, Deadline(FSX_PATIENCE, f"fsx {name}"))
         yield suites.read_fsx(name, answer.code, answer.text)
 
@@ -96,7 +98,7 @@ def run_part(lab: Lab, part: Part, folder: Path) -> list[Outcome]:
         try:
             where = folder / f"{part.name.replace(' ', '-')}-{attempt}"
             with lab.testbed(SCENARIO, where) as testbed:
-                outcomes = list(part.run(testbed.guest))
+                outcomes = list(part.run(testbed))
                 _check_log("".join(testbed.agent.tails([LOG], 1 << 20)))
                 return outcomes
         except ConnectionLostError as error:

@@ -1,4 +1,4 @@
-"""Files into a guest, through its shell."""
+"""Files into a guest, through the share: its shell is for words, not for megabytes."""
 
 from __future__ import annotations
 
@@ -6,47 +6,35 @@ import base64
 import gzip
 import shlex
 
+from hostfault.backing.virtiofs_dax import MOUNT_POINT, SHARED
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
+from hostfault.remote.agent import Agent
 from hostfault.remote.shell import Shell
 
-DONE = "HOSTFAULT-SENT"
-END = "HOSTFAULT-END"
+NAME = "hostfault-sent"
 
 
-def send_program(guest: Shell, data: bytes, path: str, deadline: Deadline) -> None:
+def send_program(agent: Agent, guest: Shell, data: bytes, path: str, deadline: Deadline) -> None:
     """Make a program of ``data`` in the guest.
 
-    Raises :class:`ConnectionLostError`, or :class:`HostfaultError` with what the guest said.
+    Raises :class:`~hostfault.plumbing.errors.HostfaultError` with what the guest or the host said.
     """
     where = shlex.quote(path)
-    _send(guest, gzip.compress(data, 1), f"gunzip -c >{where} && chmod 755 {where}", deadline)
+    packed = gzip.compress(data, 1)
+    _send(agent, guest, packed, f"gunzip -c >{where} && chmod 755 {where}", deadline)
 
 
-def send_tree(guest: Shell, archive: bytes, directory: str, deadline: Deadline) -> None:
+def send_tree(
+    agent: Agent, guest: Shell, archive: bytes, directory: str, deadline: Deadline
+) -> None:
     """Unpack a gzipped tar archive below a directory of the guest. Raises as above."""
     where = shlex.quote(directory)
-    _send(guest, archive, f"mkdir -p {where} && gunzip -c | tar -xf - -C {where}", deadline)
+    command = f"mkdir -p {where} && gunzip -c | tar -xf - -C {where}"
+    _send(agent, guest, archive, command, deadline)
 
 
-def _send(guest: Shell, data: bytes, command: str, deadline: Deadline) -> None:
-    """Have a command read data: as text, with an end of its own, for the stream can't be closed."""
-    reader = f"sed -n '/^{END}$/q;p' | base64 -d | {{ {command}; }}"
-    stream = guest.open(f"{{ {reader}; }} 2>&1 && echo {DONE}", deadline)
-    said = b""
-    try:
-        stream.sendall(base64.encodebytes(data) + f"{END}\n".encode())
-        while DONE.encode() not in said:
-            stream.settimeout(max(0.1, deadline.left()))
-            part = stream.recv(4096)
-            if not part:
-                break
-            said = (said + part)[-4096:]
-            deadline.check()
-    except OSError as error:
-        raise ConnectionLostError(f"{guest.name}: {command!r}: {error}") from error
-    finally:
-        stream.close()
-    if DONE.encode() not in said:
-        words = said.decode(errors="replace").strip()
-        raise HostfaultError(f"{guest.name}: {command!r} failed: {words}")
+def _send(agent: Agent, guest: Shell, data: bytes, command: str, deadline: Deadline) -> None:
+    """Have a command read data, which lie in the share for that long, as text."""
+    file = f"{MOUNT_POINT}/{NAME}"
+    agent.write(f"{SHARED}/{NAME}", base64.encodebytes(data).decode())
+    guest.check(f"base64 -d <{file} | {{ {command}; }} && rm {file}", deadline)

@@ -44,7 +44,8 @@ def testbed(tmp_path: Path) -> Iterator[Testbed]:
         Lab(Settings(host="emulated"), cache) as lab,
         lab.testbed(SCENARIO, tmp_path) as testbed,
     ):
-        send_program(testbed.guest, program, PROGRAM, Deadline(60.0, "the program to be sent"))
+        patience = Deadline(60.0, "the program to be sent")
+        send_program(testbed.agent, testbed.guest, program, PROGRAM, patience)
         yield testbed
 
 

@@ -6,15 +6,15 @@ import io
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hostfault.fs import suites
+from hostfault.fs import send, suites
 from hostfault.fs.__main__ import main, pjdfstest_parts
-from hostfault.fs.send import send_program
 from hostfault.fs.suites import Outcome, read_fsx, read_tap
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, LaunchError, UsageError
+from hostfault.plumbing.errors import HostfaultError, LaunchError, UsageError
 
 PROGRAM = '#include "config.h"\n#include <stdio.h>\nint main(void) { return !(HAVE_OPENAT); }\n'
 
@@ -129,67 +129,52 @@ def test_every_failure_is_in_the_table() -> None:
     assert lines[3] == "pjdfstest b: 8 of 9"
 
 
-class Channel:
-    """The stream of a guest that runs what it is told here; its input can't be closed alone."""
+class Host:
+    """An agent of this machine."""
 
-    def __init__(self, command: str) -> None:
-        self._child = subprocess.Popen(
-            ["sh", "-c", command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-        )
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
 
-    def settimeout(self, timeout: float | None) -> None:
-        assert timeout is None or timeout > 0
-
-    def sendall(self, data: bytes) -> None:
-        assert self._child.stdin is not None
-        view = memoryview(data)
-        while view:
-            view = view[self._child.stdin.write(view) :]
-
-    def recv(self, size: int) -> bytes:
-        assert self._child.stdout is not None
-        return self._child.stdout.read(size)
-
-    def close(self) -> None:
-        self._child.communicate(timeout=10)
+    def write(self, path: str, text: str) -> None:
+        (self._directory / path).write_text(text)
 
 
 class Guest:
     """A shell of this machine."""
 
-    name = "guest"
-
-    def open(self, command: str, deadline: Deadline) -> Channel:
-        return Channel(command)
+    def check(self, command: str, deadline: Deadline) -> str:
+        done = subprocess.run(
+            ["sh", "-c", command], capture_output=True, text=True, timeout=10, check=False
+        )
+        if done.returncode != 0:
+            raise HostfaultError(done.stderr)
+        return done.stdout
 
 
 @pytest.fixture
-def guest() -> Guest:
-    return Guest()
+def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """A host and a guest that share a directory."""
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setattr(send, "MOUNT_POINT", str(tmp_path / "shared"))
+    return Host(tmp_path), Guest()
 
 
-def test_a_program_arrives_whole_and_can_be_run(guest: Guest, tmp_path: Path) -> None:
+def test_a_program_arrives_whole_and_can_be_run(machines: tuple[Any, Any], tmp_path: Path) -> None:
     path = tmp_path / "a program"
     data = b"#!/bin/sh\nexit 3\n" + bytes(range(256)) * 1000
-    send_program(guest, data, str(path), Deadline(10.0, "it to be sent"))  # type: ignore[arg-type]
+    send.send_program(*machines, data, str(path), Deadline(10.0, "it to be sent"))
     assert path.read_bytes() == data
     assert subprocess.run([path], check=False).returncode == 3
+    assert list((tmp_path / "shared").iterdir()) == []
 
 
-def test_a_guest_without_room_says_so(guest: Guest) -> None:
+def test_a_tree_arrives_whole(machines: tuple[Any, Any], source: Path, tmp_path: Path) -> None:
+    archive = suites.pjdfstest_archive(source, tmp_path)
+    where = str(tmp_path / "out")
+    send.send_tree(*machines, archive, where, Deadline(10.0, "it to be sent"))
+    assert (tmp_path / "out" / "pjdfstest" / "tests" / "chmod" / "00.t").exists()
+
+
+def test_a_guest_without_room_says_so(machines: tuple[Any, Any]) -> None:
     with pytest.raises(HostfaultError, match="No space left"):
-        send_program(guest, bytes(100_000), "/dev/full", Deadline(10.0, "it"))  # type: ignore[arg-type]
-
-
-def test_a_guest_that_is_gone_is_lost(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(channel: Channel, data: bytes) -> None:
-        raise OSError("socket is closed")
-
-    monkeypatch.setattr(Channel, "sendall", gone)
-    monkeypatch.setattr(Channel, "close", lambda channel: channel._child.kill())
-    with pytest.raises(ConnectionLostError, match="socket is closed"):
-        send_program(guest, b"x", "/dev/null", Deadline(10.0, "it"))  # type: ignore[arg-type]
+        send.send_program(*machines, bytes(100_000), "/dev/full", Deadline(10.0, "it"))
