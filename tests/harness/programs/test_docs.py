@@ -22,4 +22,4 @@ def test_every_test_that_a_document_names_exists(name: str) -> None:
 def test_every_command_that_a_document_names_exists() -> None:
     for document in PROJECT.glob("docs/*.md"):
         for command in set(re.findall(r"\bci/[a-z-]+", document.read_text())):
-            assert (PROJECT / command).is_file(), f"{command}, in {document.name}"
+            assert (PROJECT / command).exists(), f"{command}, in {document.name}"
