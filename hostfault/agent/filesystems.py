@@ -36,6 +36,10 @@ class OwnFileSystems:
         self._mounted.add(directory)
         return True
 
+    def has(self, path: Path) -> bool:
+        """Whether a file is on one of them."""
+        return any(path.is_relative_to(place) for place in self._mounted)
+
     def fill(self, path: Path) -> None:
         """Fill the file system of a file, so that not one page is left. Raises OSError."""
         place = self._of(path)

@@ -73,6 +73,10 @@ class Agent:
         """Mount a tmpfs of ``size`` bytes of the agent's own; False: only root may."""
         return self._file_systems.mount(self._path(path), size)
 
+    def may_fill(self, path: str) -> bool:
+        """Whether :meth:`fill` will do: the agent has mounted what the file lies on."""
+        return self._file_systems.has(self._path(path))
+
     def fill(self, path: str) -> None:
         """Fill the file system of a file; it must be one of the agent's own."""
         self._file_systems.fill(self._path(path))

@@ -23,7 +23,7 @@ from hostfault.backing.base import (
 )
 from hostfault.case.model import PAGE_SIZE, Page, Qemu
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import HostfaultError
+from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError
 from hostfault.remote.agent import Agent
 from hostfault.remote.qmp import Recorder
 from hostfault.remote.shell import Shell
@@ -52,7 +52,9 @@ class Ram:
         """Mount the tmpfs."""
         agent.make_directory(FOLDER)
         if not agent.mount(FOLDER, SIZE + ROOM):
-            raise HostfaultError("the agent may not mount a tmpfs for guest memory: be root")
+            raise MissingCapabilityError(
+                "tmpfs", "the agent may not mount a tmpfs for guest memory: be root"
+            )
 
     def qemu_options(self, directory: str) -> QemuOptions:
         """The file."""

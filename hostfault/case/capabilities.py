@@ -9,6 +9,7 @@ from hostfault.plumbing.errors import UsageError
 CAPABILITIES: Mapping[str, str] = {
     "shared-memory-device": "a QEMU of 11.1 or newer, built with vhost-user-test-device-pci",
     "tracing": "on a local host: tracefs, mounted, and the right to count KVM's tracepoints",
+    "tmpfs": "on a local host: root's right to mount a tmpfs, for guest memory or to be filled",
     "kvm": "that this machine's own kernel is tested, not one in an emulated host",
 }
 """The names that ``--require`` takes, and what each of them stands for."""

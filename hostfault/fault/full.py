@@ -5,6 +5,7 @@ from __future__ import annotations
 from hostfault.access import Access
 from hostfault.backing import Ability
 from hostfault.fault.base import Scene
+from hostfault.plumbing.errors import MissingCapabilityError
 
 
 class Full:
@@ -21,7 +22,11 @@ class Full:
     undoable = True
 
     def inject(self, scene: Scene) -> None:
-        """Fill the file system to its last page; the agent refuses one that it has not mounted."""
+        """Fill the file system to its last page, if it is one that the agent has mounted."""
+        if not scene.agent.may_fill(scene.page.path):
+            raise MissingCapabilityError(
+                "tmpfs", "the agent may not mount a tmpfs of its own to be filled: be root"
+            )
         scene.agent.fill(scene.page.path)
 
     def undo(self, scene: Scene) -> None:

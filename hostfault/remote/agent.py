@@ -64,6 +64,10 @@ class Agent:
         """Mount a tmpfs of ``size`` bytes of the agent's own; False if it may not."""
         return bool(self._ask("mount", path=path, size=size))
 
+    def may_fill(self, path: str) -> bool:
+        """Whether the file system of a file is one of :meth:`mount`'s."""
+        return bool(self._ask("may_fill", path=path))
+
     def fill(self, path: str) -> None:
         """Fill the file system of a file to its last page; one of :meth:`mount`'s only."""
         self._ask("fill", path=path)

@@ -13,7 +13,7 @@ from hostfault.backing import BACKINGS, GuestView
 from hostfault.case.model import PAGE_SIZE, Page
 from hostfault.fault import FAULTS, Scene, require
 from hostfault.host.local import local_agent
-from hostfault.plumbing.errors import HostfaultError, UsageError
+from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError, UsageError
 from hostfault.remote.agent import Agent
 
 FILE = "own/data"
@@ -81,8 +81,10 @@ def test_a_truncation_takes_the_page_and_is_undone_by_growing(
 
 
 def test_a_file_system_that_is_not_ours_is_never_filled(scene: Scene) -> None:
-    with pytest.raises(HostfaultError, match="on no file system of the agent's own"):
+    with pytest.raises(MissingCapabilityError, match=r"tmpfs: .* be root"):
         FAULTS["full"].inject(scene)
+    with pytest.raises(HostfaultError, match="on no file system of the agent's own"):
+        scene.agent.fill(scene.page.path)
 
 
 def test_a_full_file_system_has_no_page_for_a_hole_until_room_is_made(agent: Agent) -> None:
