@@ -33,7 +33,7 @@ HOST_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "pvp
 CPU_FLAGS = {"kvm-amd": "svm", "kvm-intel": "vmx"}  # what makes a CPU fit for a module
 SCRATCH = 2 << 30  # bytes of the disk left free for the run; holes on our own disk
 BUILD_PATIENCE = 1800.0  # seconds for mmdebstrap, on a slow network
-BUILD_ROOM = 768 << 20  # bytes that mmdebstrap needs while it works
+BUILD_ROOM = 768 << 20  # bytes that mmdebstrap may need while it works; 420 MiB were seen
 _FOLDERS = ("proc", "sys", "dev", "new", "payload")
 _LAYOUT = "2"  # change it when this module makes the same recipe into something else
 

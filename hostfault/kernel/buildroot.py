@@ -26,7 +26,7 @@ from hostfault.plumbing.versions import version_of
 log = logging.getLogger(__name__)
 
 BOOTSTRAP_PATIENCE = 1800.0  # seconds for mmdebstrap, on a slow network
-BOOTSTRAP_ROOM = 2048 << 20  # bytes that mmdebstrap needs while it works
+BOOTSTRAP_ROOM = 1024 << 20  # bytes that mmdebstrap may need while it works; 540 MiB were seen
 CCACHE_SIZE = "3G"
 PACKAGES = IMAGES / "build" / "packages"
 _LAYOUT = "1"  # change it when this module makes the same package list into something else

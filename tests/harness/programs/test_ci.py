@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[3]
 STAND_IN = """#!/bin/sh
 name=$(basename "$0")
 echo "$name $*" >>"$CALLS"
+echo "$name ${PYTHONPATH-}${PYTHONHOME-} ${TMPDIR-}" >>"$CALLS.environment"
 if [ -e "$CALLS.code-$name" ]; then exit "$(cat "$CALLS.code-$name")"; fi
 """
 DPKG_QUERY = """#!/bin/sh
@@ -69,12 +70,18 @@ class Sandbox:
     def let_fail(self, name: str, code: int) -> None:
         Path(f"{self.calls_file}.code-{name}").write_text(str(code))
 
-    def run(self, command: str, *words: str, cwd: Path | None = None) -> tuple[int, list[str]]:
+    def run(
+        self, command: str, *words: str, cwd: Path | None = None, **environment: str
+    ) -> tuple[int, list[str]]:
         self.calls_file.write_text("")
         done = subprocess.run(
             [self.project / command, *words],
             cwd=cwd or self.project,
-            env={"PATH": f"{self.bin}:{os.environ['PATH']}", "CALLS": str(self.calls_file)},
+            env={
+                "PATH": f"{self.bin}:{os.environ['PATH']}",
+                "CALLS": str(self.calls_file),
+                **environment,
+            },
             capture_output=True,
             text=True,
             check=False,
@@ -144,6 +151,12 @@ def test_an_environment_that_could_not_be_filled_is_tried_again(sandbox: Sandbox
     Path(f"{sandbox.calls_file}.code-pip").unlink()
     code, calls = sandbox.run("ci/dax")
     assert (code, len(starting_with(calls, "pip"))) == (0, 1)
+
+
+def test_what_another_python_needs_does_not_reach_ours(sandbox: Sandbox) -> None:
+    sandbox.run("ci/dax", PYTHONPATH="/planted", PYTHONHOME="/elsewhere", TMPDIR="/small")
+    environment = Path(f"{sandbox.calls_file}.environment").read_text().splitlines()
+    assert environment == [f"pip  {sandbox.project}/.venv", "pytest  /small"]
 
 
 def test_options_and_the_callers_directory_reach_pytest(sandbox: Sandbox, tmp_path: Path) -> None:
