@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import lzma
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from hostfault.case.model import Kernel
 from hostfault.plumbing.errors import LaunchError, SetupError
 from hostfault.plumbing.packages import run_tool
+from hostfault.plumbing.short_directory import short_directory
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ def modules_for(kernel: Kernel, wanted: Sequence[str]) -> list[Module]:
     Raises :class:`SetupError` if the kernel has one of them in neither form.
     """
     found: dict[Path, Module] = {}
-    with tempfile.TemporaryDirectory(prefix="hostfault-") as root:
-        parent = Path(root) / "lib" / "modules"
+    with short_directory() as root:
+        parent = root / "lib" / "modules"
         parent.mkdir(parents=True)
         (parent / kernel.release).symlink_to(kernel.modules)
         for name in wanted:
-            for file in _dependencies(Path(root), kernel, name):
+            for file in _dependencies(root, kernel, name):
                 found.setdefault(file, Module(file, name))
     return list(found.values())
 
