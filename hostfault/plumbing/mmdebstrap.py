@@ -29,7 +29,7 @@ def mmdebstrap(words: Sequence[str], *, room: int, patience: float) -> None:
     except LaunchError as error:
         if os.geteuid() != 0 and any(each in error.log_tail for each in _NO_NAMESPACE):
             raise SetupError(
-                "mmdebstrap may make no user namespace here: be root for the first run; or allow "
+                "mmdebstrap may make no user namespace here: run this as root; or allow "
                 "them, and give this user ids of its own in /etc/subuid and /etc/subgid, as "
                 f"subuid(5) has it\n{error}"
             ) from error

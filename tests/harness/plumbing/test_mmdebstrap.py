@@ -102,7 +102,7 @@ def test_a_user_without_user_namespaces_is_told_what_to_do(
 ) -> None:
     (stand_in / "says").write_text(words)
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    with pytest.raises(SetupError, match=r"be root for the first run; or .* /etc/subuid") as caught:
+    with pytest.raises(SetupError, match=r"run this as root; or .* /etc/subuid") as caught:
         mmdebstrap([], room=MIB, patience=10.0)
     assert words in str(caught.value)
 
