@@ -242,10 +242,13 @@ class Agent:
         data = os.pread(self._files.fd(path), 1, offset)
         return data[0] if data else None
 
-    def trace(self) -> list[str]:
-        """Begin to count tracepoints, and to keep the kernel's log. Returns what is counted."""
+    def trace(self, anew: bool = True) -> list[str]:
+        """Begin to count tracepoints, and to keep the kernel's log. Returns what is counted.
+
+        With ``anew`` false, counts that have begun go on: that takes no time.
+        """
         self._open_kernel_log()
-        return self._tracer.start()
+        return (not anew and self._tracer.counted()) or self._tracer.start()
 
     def histogram(self, event: str) -> list[Any]:
         """Counts of one tracepoint since :meth:`trace`: [keys, count] for each set of keys."""

@@ -74,6 +74,10 @@ class Tracer:
             raise
         return list(self._events)
 
+    def counted(self) -> list[str]:
+        """The events that are counted now."""
+        return list(self._events)
+
     def stop(self) -> None:
         """Remove the instance, and with it its triggers."""
         self._events = []

@@ -148,7 +148,7 @@ class Configuration:
         anywhere = Sockets.below(Path("/"))
         return key_of(
             {
-                "layout": "2",  # of an entry, and of what is in a snapshot besides its inputs
+                "layout": "3",  # of an entry, and of what is in a snapshot besides its inputs
                 "kernel": self._spec.kernel.image,
                 "initramfs": self._spec.initramfs,
                 "disk": self._spec.image.key,
@@ -197,6 +197,7 @@ class Configuration:
             guest.log_in(Deadline(60.0, "SSH of the guest"))
             watch.lap("backend ready")
             recorder.execute("stop")
+            agent.trace()  # so that a fork counts at once; a boot would have filled the maps
             recorder.disconnect()
             log.info("saving the snapshot")
             machine.save(entry / _SNAPSHOT, Deadline(60.0, "the snapshot to be saved"))

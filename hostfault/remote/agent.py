@@ -139,9 +139,12 @@ class Agent:
         value = self._ask("byte", path=path, offset=offset)
         return None if value is None else int(value)
 
-    def trace(self) -> list[str]:
-        """Begin to count KVM's tracepoints; returns those that the kernel has."""
-        return list(self._ask("trace"))
+    def trace(self, *, anew: bool = True) -> list[str]:
+        """Begin to count KVM's tracepoints; returns those that the kernel has.
+
+        With ``anew`` false, counts that have begun go on.
+        """
+        return list(self._ask("trace", anew=anew))
 
     def histogram(self, event: str) -> list[tuple[dict[str, int], int]]:
         """Counts of one tracepoint since :meth:`trace`: (keys, count) for each set of keys."""

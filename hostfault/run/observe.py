@@ -94,7 +94,7 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
 
 def start_tracing(agent: Agent) -> None:
     """Begin to count. Raises :class:`MissingCapabilityError` for a kernel that cannot."""
-    missing = NEEDED_EVENTS - set(agent.trace())
+    missing = NEEDED_EVENTS - set(agent.trace(anew=False))
     if missing:
         raise MissingCapabilityError(
             "tracing",

@@ -224,11 +224,13 @@ static int run(const struct request *request)
 	place = (struct place){ mapping + request->offset, file, request->start + request->offset };
 	printf("{\"step\":\"armed\",\"address\":\"%p\",\"rip\":\"0x%lx\"}\n", (void *)place.byte,
 	       (unsigned long)request->access->rip);
+	fflush(stdout);
 
 	errno = 0;
 	if (!told_to_go())
 		return failed("read");
 	printf("{\"step\":\"touching\"}\n");
+	fflush(stdout); /* told before it is done: the touch may not come back */
 	if (sigsetjmp(after_signal, 1))
 		printf("{\"step\":\"outcome\",\"kind\":\"signal\",\"signal\":%d,\"code\":%d,"
 		       "\"address\":\"0x%lx\",\"rip\":\"0x%lx\"}\n",
@@ -252,6 +254,5 @@ int main(int count, char **words)
 		fprintf(stderr, "\n");
 		return EXIT_BAD_USAGE;
 	}
-	setvbuf(stdout, NULL, _IOLBF, 0); /* a step is told before the next one is taken */
 	return run(&request);
 }

@@ -74,7 +74,7 @@ class PretendedAgent:
             raise ConnectionLostError("waited 10.0 s for the host's agent to answer hello")
         return {}
 
-    def trace(self) -> list[str]:
+    def trace(self, *, anew: bool) -> list[str]:
         return self.events
 
     def truncate(self, _path: str, _size: int) -> int:
