@@ -221,6 +221,7 @@ class Observation:
     host_release: str = ""  # what `uname -r` said on the host
     kvm_build_id: str = ""  # of the kvm module that was loaded there, in hex
     version: str = ""  # of hostfault
+    on_tcg: bool = False  # the host's CPU is emulated: the outer QEMU runs it with TCG
     recovery: Recovery | None = None  # what followed when the fault was undone
 
 

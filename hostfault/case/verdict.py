@@ -35,7 +35,7 @@ from hostfault.case.model import (
     Verdict,
     VerdictKind,
 )
-from hostfault.plumbing.errors import DeadlineError, HostfaultError
+from hostfault.plumbing.errors import DeadlineError, GuestLostError, HostfaultError
 
 SPIN_FAILURES = 64
 """Failed attempts to back one frame that no working KVM makes. One access needs one or two (read,
@@ -76,7 +76,7 @@ VMM_WORDS = re.compile(
 
 def judge(observation: Observation) -> Verdict | None:
     """The verdict that the observation proves so far, or None if it proves none yet."""
-    if observation.back_end_ended is not None:
+    if observation.back_end_ended is not None or _lost_by_tcg(observation):
         return None  # whatever follows may be its doing
     for rule in _RULES:
         verdict = rule(observation)
@@ -93,6 +93,11 @@ def final_verdict(observation: Observation) -> Verdict:
     """
     if trouble := _trouble(observation):
         raise HostfaultError(trouble)
+    if _lost_by_tcg(observation):
+        raise GuestLostError(
+            "the guest reset itself without a word of its kernel's, on a CPU that TCG emulates: "
+            "that is seen in one case of some hundred, also in controls"
+        )
     verdict = (
         judge(observation)
         or _spin_against_the_guests_word(observation)
@@ -119,6 +124,20 @@ def _trouble(observation: Observation) -> str:
         why = _line_around(observation.host_log, victim) if victim else "somebody killed it"
         return f"QEMU was ended by SIGKILL, which says nothing of KVM: {why}"
     return ""
+
+
+def _lost_by_tcg(observation: Observation) -> bool:
+    """Whether a guest on an emulated CPU came to a triple fault that nothing accounts for.
+
+    A kernel that panics says so, on its console or through pvpanic.
+    """
+    if not observation.on_tcg or GUEST_OOPS.search(observation.guest_console):
+        return False
+    events = list(_guest_events(observation))
+    if any(event.name == "GUEST_PANICKED" for event in events):
+        return False
+    reasons = [str(e.data.get("reason", "")) for e in events if e.name in ("RESET", "SHUTDOWN")]
+    return "guest-reset" in reasons
 
 
 def _host_bug(observation: Observation) -> Verdict | None:

@@ -231,7 +231,9 @@ class Configuration:
             guest=CarriedShell(agent, GUEST_CLIENT, notes.guest_connections),
             log_in_to_guest=lambda d: connect("guest", sockets.guest_ssh, self._identity, d),
             log_in_to_host=lambda d: connect("host", sockets.host_ssh, self._identity, d),
-            host=EmulatedLife(machine, sockets, self._identity),
+            host=EmulatedLife(
+                machine, sockets, self._identity, on_tcg=self._spec.accelerator == "tcg"
+            ),
             watch=watch,
             cached=not fresh,
         )
@@ -244,6 +246,7 @@ class EmulatedLife:
     machine: Machine
     sockets: Sockets
     identity: Identity
+    on_tcg: bool
 
     def ended(self) -> Ended | None:
         """What the outer QEMU has seen."""

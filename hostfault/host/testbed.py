@@ -30,6 +30,10 @@ BOOT_PATIENCE = 120.0  # seconds; an emulated guest takes 5 to 8
 class HostLife(Protocol):
     """How a host is known to live."""
 
+    @property
+    def on_tcg(self) -> bool:
+        """Whether its CPU is emulated."""
+
     def ended(self) -> Ended | None:
         """How it came to an end; None while it lives."""
 
@@ -42,6 +46,8 @@ class HostLife(Protocol):
 
 class OutlivesUs:
     """The life of a local host: when that ends, nobody asks."""
+
+    on_tcg = False
 
     def ended(self) -> Ended | None:
         """It runs us."""

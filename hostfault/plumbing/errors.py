@@ -12,6 +12,7 @@
     |-- MissingCapabilityError  this host cannot run that test: skip, or fail under --require
     |-- LaunchError             a program did not start or ended at once: read its last words
     |-- DeadlineError           a wait ended without what it waited for
+    |-- GuestLostError          an emulated CPU has lost its guest: the same case may be tried again
     |-- ConnectionLostError     a peer (SSH, QMP, agent) went away while it was needed
     `-- ProtocolError           a peer said something that its protocol does not allow
 
@@ -90,6 +91,10 @@ class DeadlineError(HostfaultError):
         self.waiting_for = waiting_for
         self.seconds = seconds
         self.last_seen = last_seen
+
+
+class GuestLostError(HostfaultError):
+    """A guest on an emulated CPU reset itself without a word of its kernel's: try it again."""
 
 
 class ConnectionLostError(HostfaultError):

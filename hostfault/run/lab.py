@@ -32,11 +32,12 @@ from hostfault.host.local import LocalHost
 from hostfault.host.outer_qemu import MachineSpec
 from hostfault.host.preflight import nesting_allowed, why_no_tracing, why_not
 from hostfault.host.qemu import environment_of, find_qemu
-from hostfault.host.testbed import Added, Host, Testbed, keep_logs
+from hostfault.host.testbed import ATTEMPTS, Added, Host, Testbed, keep_logs
 from hostfault.image import guest_image, host_image, host_initramfs
 from hostfault.kernel import resolve
 from hostfault.kernel.catalog import newest
 from hostfault.plumbing.cache import Cache, default_cache
+from hostfault.plumbing.errors import GuestLostError
 from hostfault.plumbing.short_directory import sweep_short_directories
 from hostfault.plumbing.ssh_keys import Identity, identity
 from hostfault.run.observe import arm, observe
@@ -83,10 +84,21 @@ class Lab:
         self._stack.close()
 
     def run(self, test: str, scenario: Scenario, folder: Path) -> Record:
-        """One case, from beginning to end; ``folder`` gets everything that was recorded.
+        """One case; ``folder`` gets everything that was recorded.
 
-        Raises a :class:`~hostfault.plumbing.errors.HostfaultError` for harness trouble.
+        An emulated CPU loses a guest now and then: that is tried again, in a fresh fork. Raises a
+        :class:`~hostfault.plumbing.errors.HostfaultError` for harness trouble.
         """
+        for attempt in range(1, ATTEMPTS):
+            try:
+                return self._run_once(test, scenario, folder)
+            except GuestLostError as error:
+                log.info("attempt %d: %s; trying again", attempt, error)
+                _put_aside(folder, f"lost-{attempt}")
+        return self._run_once(test, scenario, folder)
+
+    def _run_once(self, test: str, scenario: Scenario, folder: Path) -> Record:
+        """One case, from beginning to end."""
         facts = self.facts()  # the host was chosen, see host/choice.py
         with self.testbed(scenario, folder) as testbed:
             log.info("arming the probe")
@@ -243,3 +255,11 @@ def _keep(observation: Observation, folder: Path) -> None:
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
+
+
+def _put_aside(folder: Path, name: str) -> None:
+    """Move what an attempt has left into a folder of its own."""
+    left = [path for path in folder.iterdir() if not path.name.startswith("lost-")]
+    (folder / name).mkdir()
+    for path in left:
+        path.rename(folder / name / path.name)

@@ -164,6 +164,7 @@ class Recording:
             host_release=str(running.get("release", "")),
             kvm_build_id=str(running.get("kvm_build_id", "")),
             version=__version__,
+            on_tcg=testbed.host.on_tcg,
         )
 
     @property

@@ -25,7 +25,7 @@ from hostfault.case.model import (
     observation_from_json,
 )
 from hostfault.case.verdict import SPIN_FAILURES, final_verdict, judge
-from hostfault.plumbing.errors import DeadlineError, HostfaultError
+from hostfault.plumbing.errors import DeadlineError, GuestLostError, HostfaultError
 
 GFN, RIP, ADDRESS = 0xF8000, 0x4019D6, 0x7F0000008000
 SIGBUS, BUS_ADRERR, SIGTERM, SI_USER = 7, 2, 15, 0
@@ -495,6 +495,30 @@ def test_a_qemu_that_ends_because_its_guest_reset_is_a_guest_death() -> None:
 )
 def test_a_guest_that_dies_is_a_guest_death(death: dict[str, Any]) -> None:
     assert kind_of(spinning(**death)) is VerdictKind.GUEST_DEATH
+
+
+RESET = Event("SHUTDOWN", 0.1, {"guest": True, "reason": "guest-reset"})
+
+
+def test_a_silent_reset_on_an_emulated_cpu_is_a_lost_guest_and_no_verdict() -> None:
+    lost = spinning(events=(RESET,), qemu_ended=Ended(0, None, ""), on_tcg=True)
+    assert judge(lost) is None
+    with pytest.raises(GuestLostError):
+        final_verdict(lost)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"on_tcg": False},
+        {"guest_console": "[ 3.1] Kernel panic - not syncing: x\n"},
+        {"events": (Event("GUEST_PANICKED", 0.1, {}), RESET)},
+    ],
+    ids=["real CPU", "a panic on the console", "pvpanic"],
+)
+def test_a_reset_that_something_accounts_for_is_a_guest_death(changes: dict[str, Any]) -> None:
+    dead = {"events": (RESET,), "qemu_ended": Ended(0, None, ""), "on_tcg": True, **changes}
+    assert kind_of(spinning(**dead)) is VerdictKind.GUEST_DEATH
 
 
 def test_row_11_words_on_the_console_are_no_death_but_evidence_of_one() -> None:

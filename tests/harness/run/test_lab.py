@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hostfault.backing import BACKINGS
-from hostfault.case.model import GuestImage, HostImage, Kernel, Qemu
+from hostfault.case.model import GuestImage, HostImage, Kernel, Qemu, Scenario
 from hostfault.case.settings import Settings
 from hostfault.host.emulated import EmulatedHost
 from hostfault.plumbing.cache import Cache
+from hostfault.plumbing.errors import GuestLostError
 from hostfault.plumbing.ssh_keys import Identity
 from hostfault.run import lab as lab_module
 from hostfault.run.lab import CACHE_LIMITS, Lab
@@ -63,3 +65,39 @@ def test_a_lab_leaves_each_kind_within_its_bound(
         new = cache.obtain("packages", "new", lambda place: (place / "deb").write_text("x"))
         cache.release(new)
     assert not old.exists()
+
+
+class Losing(PretendedLab):
+    """A lab that loses its guest some times before a case comes to an end."""
+
+    losses = 0
+
+    def _run_once(self, test: str, scenario: Scenario, folder: Path) -> Any:
+        (folder / "guest-console.log").write_text(f"{self.losses} to go")
+        if self.losses:
+            self.losses -= 1
+            raise GuestLostError("the guest reset itself")
+        return "a record"
+
+
+SCENARIO = Scenario("virtiofs-dax", "none", "load", async_pf=True)
+
+
+def test_a_guest_that_an_emulated_cpu_loses_is_tried_again_and_its_evidence_stays(
+    tmp_path: Path,
+) -> None:
+    lab = Losing(Settings(), Cache(tmp_path / "cache"))
+    lab.losses = 2
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert lab.run("test", SCENARIO, folder) == "a record"
+    assert (folder / "guest-console.log").read_text() == "0 to go"
+    assert (folder / "lost-1" / "guest-console.log").read_text() == "2 to go"
+    assert (folder / "lost-2" / "guest-console.log").read_text() == "1 to go"
+
+
+def test_a_guest_that_is_always_lost_is_an_error(tmp_path: Path) -> None:
+    lab = Losing(Settings(), Cache(tmp_path / "cache"))
+    lab.losses = 9
+    with pytest.raises(GuestLostError):
+        lab.run("test", SCENARIO, tmp_path)

@@ -111,6 +111,8 @@ class PretendedQemu:
 class PretendedHost:
     """An emulated host of which QEMU says that it runs; a new SSH login works, or not."""
 
+    on_tcg = True
+
     def __init__(self, *, answers: bool) -> None:
         self.answers = answers
 
