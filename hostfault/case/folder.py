@@ -26,7 +26,7 @@ FILES: Mapping[str, str] = {
     VERDICT: "the verdict, its evidence, and everything that it stands on",
     ERROR: "in place of a verdict: trouble of the harness",
     PROBE: "what the guest task reported, step by step; `touching` at the end: not returned",
-    SAMPLES: "one line each 50 ms or more: faults by gfn and RIP, statistics, CPU time, run state",
+    SAMPLES: "one line each 20 ms or more: faults by gfn and RIP, statistics, CPU time, run state",
     REGISTERS: "the vCPUs at the end; `RIP` is where the task stands, `CPL=3` means in user space",
     HOST_KERNEL_LOG: "what the host's kernel logged from the fault on; empty if nothing",
     GUEST_CONSOLE: "the guest's console",

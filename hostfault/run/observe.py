@@ -45,7 +45,7 @@ PATTERN: tuple[int | None, ...] = tuple(
 STORED = 0x5A  # what an access that writes leaves; in no page's pattern
 RECOVERY_PATIENCE = 10.0  # seconds from undoing a fault until "it does not recover"
 PATIENCE = 30.0  # seconds from the touch until "nothing is proven" is an answer too
-INTERVAL = 0.05  # seconds between samples
+INTERVAL = 0.02  # seconds between samples
 NEEDED_EVENTS = frozenset({"kvm_page_fault"})  # tracepoints without which nothing can be proven
 TAILS = (boot.CONSOLE, f"{boot.NAME}.log")
 
