@@ -332,10 +332,14 @@ class Recording:
         )
 
     def _back_end(self, gone: Mapping[str, int]) -> Ended | None:
-        """How a program of the backing's came to its end, if one did."""
-        if not gone:
+        """How a program of the backing's came to its end, if one did.
+
+        One that ends well has been left by QEMU, whose own end is what counts.
+        """
+        failed = {name: code for name, code in gone.items() if code != 0}
+        if not failed:
             return None
-        name, code = next(iter(gone.items()))
+        name, code = next(iter(failed.items()))
         return _ended(code, f"{name}: {self._testbed.agent.tails([f'{name}.log'], 2000)[0]}")
 
     def _events(self) -> Sequence[Event]:

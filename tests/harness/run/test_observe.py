@@ -213,6 +213,14 @@ def test_a_back_end_that_ends_meanwhile_is_recorded_and_is_trouble() -> None:
         final_verdict(observation)
 
 
+def test_a_back_end_that_qemu_has_left_says_nothing() -> None:
+    agent = PretendedAgent(qemu_code=-11)
+    agent.gone = {"daxfs": 0}
+    observation = observe(*case(agent), nothing)
+    assert observation.back_end_ended is None
+    assert final_verdict(observation).kind is VerdictKind.VMM_DEATH
+
+
 def test_when_the_page_comes_back_and_the_task_goes_on_that_is_recorded() -> None:
     agent = PretendedAgent()
 
