@@ -76,7 +76,7 @@ VMM_WORDS = re.compile(
 
 def judge(observation: Observation) -> Verdict | None:
     """The verdict that the observation proves so far, or None if it proves none yet."""
-    if observation.back_end_ended is not None or _lost_by_tcg(observation):
+    if trouble(observation):
         return None  # whatever follows may be its doing
     for rule in _RULES:
         verdict = rule(observation)
@@ -91,13 +91,8 @@ def final_verdict(observation: Observation) -> Verdict:
     Raises :class:`DeadlineError` with what was seen if nothing is proven: time that passes
     proves nothing. Raises :class:`HostfaultError` if something broke that is not under test.
     """
-    if trouble := _trouble(observation):
-        raise HostfaultError(trouble)
-    if _lost_by_tcg(observation):
-        raise GuestLostError(
-            "the guest reset itself without a word of its kernel's, on a CPU that TCG emulates: "
-            "that is seen in one case of some hundred, also in controls"
-        )
+    if broken := trouble(observation):
+        raise broken
     verdict = (
         judge(observation)
         or _spin_against_the_guests_word(observation)
@@ -113,17 +108,22 @@ def final_verdict(observation: Observation) -> Verdict:
     return verdict
 
 
-def _trouble(observation: Observation) -> str:
-    """What broke that is not under test; "" if nothing did."""
+def trouble(observation: Observation) -> HostfaultError | None:
+    """What broke that is not under test, as the error to raise; None if nothing did."""
     if observation.back_end_ended is not None:
         ended = observation.back_end_ended
-        return f"the back-end ended ({_how(ended)}): {_last_line(ended.words)}"
+        return HostfaultError(f"the back-end ended ({_how(ended)}): {_last_line(ended.words)}")
+    if _lost_by_tcg(observation):
+        return GuestLostError(
+            "the guest reset itself without a word of its kernel's, on a CPU that TCG emulates: "
+            "that is seen in one case of some hundred, also in controls"
+        )
     qemu = observation.qemu_ended
-    if qemu is not None and qemu.signal == signal.SIGKILL:
+    if qemu is not None and qemu.signal == signal.SIGKILL:  # nobody does that to himself
         victim = OUT_OF_MEMORY.search(observation.host_log)
         why = _line_around(observation.host_log, victim) if victim else "somebody killed it"
-        return f"QEMU was ended by SIGKILL, which says nothing of KVM: {why}"
-    return ""
+        return HostfaultError(f"QEMU was ended by SIGKILL, which says nothing of KVM: {why}")
+    return None
 
 
 def _lost_by_tcg(observation: Observation) -> bool:
@@ -204,8 +204,8 @@ def _guest_death(observation: Observation) -> Verdict | None:
 
 def _vmm_death(observation: Observation) -> Verdict | None:
     ended = observation.qemu_ended
-    if ended is None or _told_to_end(observation) or ended.signal == signal.SIGKILL:
-        return None  # nobody kills itself with SIGKILL: a person did, or the kernel for memory
+    if ended is None or _told_to_end(observation):
+        return None
     how = _how(ended)
     words = _last_line(ended.words or observation.qemu_log)
     evidence = (f"QEMU ended: {how}", f"its last words: {words}", _probe_line(observation))

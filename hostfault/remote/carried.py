@@ -6,6 +6,7 @@ of the snapshot, so that a fork of it has its connections to the guest at once.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,10 +68,10 @@ class CarriedShell:
         mark = f"hostfault-code-{uuid.uuid4().hex}"
         with self.open(f"( {command} ); echo {mark} $?", deadline) as stream:
             text = self._read_all(stream, deadline)
-        said, found, code = text.rpartition(f"{mark} ")
-        if not found:
+        ended = re.search(rf"{mark} (\d{{1,3}})\n?\Z", text)
+        if ended is None:
             raise ConnectionLostError(f"guest: no answer to {command!r}; it said {text[-400:]!r}")
-        return Answer(int(code), said)
+        return Answer(int(ended[1]), text[: ended.start()])
 
     def check(self, command: str, deadline: Deadline) -> str:
         """See :class:`~hostfault.remote.shell.Shell`."""
@@ -82,13 +83,13 @@ class CarriedShell:
         return answer.text
 
     def open(self, command: str, deadline: Deadline) -> CarriedStream:
-        """See :class:`~hostfault.remote.shell.Shell`."""
+        """See :class:`~hostfault.remote.shell.Shell`; a command is one line."""
+        if "\n" in command:
+            raise ValueError(f"a command is one line: {command!r}")
         if self._spares:
             stream = CarriedStream(self._agent, self._spares.pop(0), ready=True)
         else:
             stream = self._logged_in(self._connect(), deadline)
-        if "\n" in command:
-            raise ValueError(f"a command is one line: {command!r}")
         try:
             stream.sendall(command.encode() + b"\n")
         except OSError as error:
@@ -138,7 +139,7 @@ class CarriedStream:
     def wait_ready(self, deadline: Deadline) -> bool:
         """Wait a little for the client to be logged in; False if it has ended instead."""
         data = self.agent.hear(self.name, min(SLICE, max(0.001, deadline.left())))
-        self.said += data or b""
+        self.said = (self.said + (data or b""))[-OUTPUT_LIMIT:]
         if _READY in self.said:
             self.said = self.said.partition(_READY)[2]
             self.ready = True

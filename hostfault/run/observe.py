@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from hostfault.case.model import (
     Terms,
     UserspaceExit,
 )
-from hostfault.case.verdict import judge
+from hostfault.case.verdict import judge, trouble
 from hostfault.fault import FAULTS, Fault, Scene, require
 from hostfault.guest import boot, probe
 from hostfault.host.testbed import Testbed
@@ -39,9 +40,9 @@ from hostfault.plumbing.errors import (
 from hostfault.remote.agent import Agent
 from hostfault.remote.qmp import Recorder
 
-PATTERN: tuple[int | None, ...] = tuple(
-    0x80 + page for page in range(PAGES)
-)  # a byte for each page
+log = logging.getLogger(__name__)
+
+PATTERN: tuple[int | None, ...] = tuple(range(0x80, 0x80 + PAGES))  # a byte for each page
 STORED = 0x5A  # what an access that writes leaves; in no page's pattern
 RECOVERY_PATIENCE = 10.0  # seconds from undoing a fault until "it does not recover"
 PATIENCE = 30.0  # seconds from the touch until "nothing is proven" is an answer too
@@ -176,7 +177,7 @@ class Recording:
     def is_over(self) -> bool:
         """Whether more samples can change nothing: proven, or something needed has ended."""
         seen = self._so_far
-        return bool(seen.back_end_ended or seen.qemu_ended) or judge(seen) is not None
+        return bool(trouble(seen) or seen.qemu_ended or judge(seen))
 
     def begin(self) -> None:
         """Take the sample that everything is compared with."""
@@ -224,8 +225,8 @@ class Recording:
         try:
             fault.undo(self._scene)
             self._keep(recovery=self._watch_recovery())
-        except HostfaultError as error:
-            self._keep(recovery=Recovery(RecoveryKind.LOST, str(error).splitlines()[0]))
+        except ConnectionLostError as error:  # then nothing is known of it
+            log.info("what follows when the fault is undone is not known: %s", error)
 
     def _watch_recovery(self) -> Recovery:
         """Wait for the access to end; a VM that was stopped is told to go on first."""
@@ -234,10 +235,15 @@ class Recording:
         state = str(recorder.execute("query-status")["status"])
         if state != "running":
             kind = RecoveryKind.GOES_ON_AFTER_CONT
-            recorder.execute("cont")  # refused after an internal error: its words are the answer
+            try:
+                recorder.execute("cont")
+            except ConnectionLostError:
+                raise
+            except HostfaultError as refused:  # as after an internal error
+                return Recovery(RecoveryKind.LOST, str(refused).splitlines()[0], now() - began)
         deadline = Deadline(RECOVERY_PATIENCE, "the access to end, now that the page is back")
         while self._task.listen(INTERVAL) and not deadline.passed():
-            continue
+            deadline.saw(self._task.report().steps[-1])
         outcome = self._task.report().outcome
         if outcome is None:
             return Recovery(RecoveryKind.LOST, str(deadline.error()), now() - began)

@@ -73,6 +73,16 @@ def test_a_connection_that_breaks_is_lost_and_no_answer(agent: Agent) -> None:
         shell(agent).run("kill -9 $$", soon())
 
 
+def test_a_word_of_the_guests_in_place_of_the_code_is_no_answer(agent: Agent) -> None:
+    liar = shell(agent, "sh", "-c", 'eval "$1" | sed -u "s/code-.*/& nonsense/"', "sh")
+    with pytest.raises(ConnectionLostError, match="no answer to 'true'"):
+        liar.run("true", soon())
+
+
+def test_output_without_a_newline_at_its_end_is_kept(agent: Agent) -> None:
+    assert shell(agent).run("printf half", soon()).text == "half"
+
+
 def test_a_command_that_never_ends_is_lost_at_the_deadline(agent: Agent) -> None:
     with pytest.raises(ConnectionLostError, match=r"waited 0\.5 s for a sleeper"):
         shell(agent).run("sleep 60", Deadline(0.5, "a sleeper"))

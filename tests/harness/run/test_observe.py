@@ -14,8 +14,10 @@ from hostfault.case.verdict import final_verdict
 from hostfault.fault import Scene
 from hostfault.guest.probe import Probe, parse
 from hostfault.host.testbed import AGENT_CALLS, HostLife, OutlivesUs, Testbed
+from hostfault.plumbing.deadline import now
 from hostfault.plumbing.errors import (
     ConnectionLostError,
+    GuestLostError,
     HostfaultError,
     MissingCapabilityError,
 )
@@ -237,6 +239,30 @@ def test_when_the_page_comes_back_and_the_task_goes_on_that_is_recorded() -> Non
     assert final_verdict(observation).kind is VerdictKind.SPIN
     assert observation.recovery is not None
     assert observation.recovery.kind is RecoveryKind.GOES_ON
+
+
+def test_a_host_that_is_lost_while_the_page_comes_back_says_nothing_of_recovery() -> None:
+    class Vanishing(PretendedAgent):
+        def truncate(self, _path: str, _size: int) -> int:
+            raise ConnectionLostError("waited 10.0 s for the host's agent to answer truncate")
+
+    observation = observe(*case(Vanishing()), nothing)
+    assert final_verdict(observation).kind is VerdictKind.SPIN
+    assert observation.recovery is None
+
+
+def test_a_guest_that_an_emulated_cpu_lost_is_no_lost_connection() -> None:
+    class Reset(PretendedQemu):
+        def events(self) -> tuple[Event, ...]:
+            return (Event("SHUTDOWN", now(), {"guest": True, "reason": "guest-reset"}),)
+
+    def gone() -> None:
+        raise ConnectionLostError("the probe is gone: Socket is closed")
+
+    testbed, armed = case(PretendedAgent(), PretendedProbe(gone), PretendedHost(answers=True))
+    testbed = dataclasses.replace(testbed, recorder=cast("Any", Reset()))
+    with pytest.raises(GuestLostError):
+        final_verdict(observe(testbed, armed, nothing))
 
 
 def test_a_task_that_spins_on_when_the_page_is_back_is_lost() -> None:
