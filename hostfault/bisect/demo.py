@@ -35,6 +35,8 @@ FIXING_SERIES = "fail-at-once"
 DOES_NOT_BUILD = "KVM: x86: use a function that is yet to be written"
 DOES_NOT_BOOT = "KVM: be sure that nobody loads this module"
 UNPACK_PATIENCE = 900.0  # seconds for a kernel's source, on a slow disk
+STEP_PATIENCE = 3600.0  # seconds for one commit; some ten with a warm cache
+RUN_PATIENCE = 4 * STEP_PATIENCE  # of a bisection of a dozen commits: about four steps
 
 _UNWRITTEN = "\nint kvm_use_it(void) { return kvm_is_not_written_yet(); }\n"
 _INIT = "int kvm_init(unsigned vcpu_size, unsigned vcpu_align, struct module *module)\n{\n"
@@ -203,7 +205,8 @@ def demonstrate(place: Path, entry: CatalogEntry, options: Sequence[str]) -> Sho
     ids = make(tree, commits)
     start(tree, ids, commits)
     words = [str(PROJECT / "ci" / "bisect"), "--artifacts", str(artifacts), *options]
-    code = call(["git", "bisect", "run", *words], what="git bisect run", cwd=tree)
+    line = ["git", "bisect", "run", *words]
+    code = call(line, what="git bisect run", timeout=RUN_PATIENCE, cwd=tree)
     answer = found(tree)
     _test_what_git_left_out(tree, ids, artifacts, words)
     return Shown(code, answer, tuple(_steps(artifacts)))
@@ -218,7 +221,7 @@ def _test_what_git_left_out(
     for subject in {DOES_NOT_BUILD, DOES_NOT_BOOT} - asked:
         print(f"... git did not ask for {subject!r}, so it is asked for by hand", flush=True)
         git(tree, "checkout", "--quiet", ids[subject])
-        call(words, what="ci/bisect", cwd=tree)
+        call(words, what="ci/bisect", timeout=STEP_PATIENCE, cwd=tree)
 
 
 def _unpack(entry: CatalogEntry, tree: Path) -> None:

@@ -65,7 +65,7 @@ class Runner:
             costs = plan.costs([*self._measured, *found])
             batch = plan.next_batch(pending, seconds, costs, self._alone)
             if not batch:
-                self._update(left=tuple(pending))
+                self._update(dataclasses.replace(self.night, left=tuple(pending)))
                 return found
             self._run(batch, seconds, found)
 
@@ -97,7 +97,7 @@ class Runner:
                 self.night.options,
             )
         finally:
-            self._update(spent=spent + now() - begun)
+            self._update(dataclasses.replace(self.night, spent=spent + now() - begun))
         reported = {
             each.case
             for each in reading.read_run(folder, self._folder, label, _attempts(before, label))
@@ -141,9 +141,9 @@ class Runner:
         again = [key for key in cells if key in last and count[key] == 1 and self._retry(last[key])]
         return again + [key for key in cells if key not in last]
 
-    def _update(self, **what: object) -> None:
-        self.night = dataclasses.replace(self.night, **what)  # type: ignore[arg-type]
-        self._store.save(self.night)
+    def _update(self, night: Night) -> None:
+        self.night = night
+        self._store.save(night)
 
     def _run_folders(self) -> list[Path]:
         if not self._runs.is_dir():

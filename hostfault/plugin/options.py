@@ -13,6 +13,14 @@ from hostfault.case.settings import Settings
 def add_options(parser: pytest.Parser) -> None:
     """Register the command-line options."""
     group = parser.getgroup("hostfault", "faults of the host under a KVM guest")
+    _add_machines(group)
+    _add_words(group)
+    _add_outcomes(group)
+    _add_evidence(group)
+
+
+def _add_machines(group: pytest.OptionGroup) -> None:
+    """Which host, kernels and QEMU."""
     group.addoption(
         "--host",
         choices=("auto", "local", "emulated"),
@@ -33,6 +41,26 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="image|system|PATH",
         help="the QEMU to test (default image: the one in the host image)",
     )
+
+
+def _add_words(group: pytest.OptionGroup) -> None:
+    """What is added to command lines."""
+    for option, what in (
+        ("--qemu-option", "the command line of the guest's QEMU"),
+        ("--guest-append", "the command line of the guest's kernel"),
+        ("--host-append", "the command line of an emulated host's kernel"),
+    ):
+        group.addoption(
+            option,
+            action="append",
+            default=[],
+            metavar="WORDS",
+            help=f"add words, split as a shell does, to {what}; may be repeated",
+        )
+
+
+def _add_outcomes(group: pytest.OptionGroup) -> None:
+    """What passes, fails or is skipped."""
     group.addoption(
         "--accept",
         choices=("vm", "task"),
@@ -52,6 +80,10 @@ def add_options(parser: pytest.Parser) -> None:
         action="store_true",
         help="let known issues fail (kernels/known_issues.toml)",
     )
+
+
+def _add_evidence(group: pytest.OptionGroup) -> None:
+    """What is kept and shown."""
     group.addoption(
         "--artifacts",
         metavar="DIR",
@@ -62,18 +94,6 @@ def add_options(parser: pytest.Parser) -> None:
         action="store_true",
         help="let --artifacts hold an earlier run: the folders of tests that run are replaced",
     )
-    for option, what in (
-        ("--qemu-option", "the command line of the guest's QEMU"),
-        ("--guest-append", "the command line of the guest's kernel"),
-        ("--host-append", "the command line of an emulated host's kernel"),
-    ):
-        group.addoption(
-            option,
-            action="append",
-            default=[],
-            metavar="WORDS",
-            help=f"add words, split as a shell does, to {what}; may be repeated",
-        )
     group.addoption(
         "--hide-passes",
         action="store_true",

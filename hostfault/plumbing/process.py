@@ -86,10 +86,11 @@ def run(
     return out
 
 
-def call(argv: Sequence[str], *, what: str, cwd: Path | None = None) -> int:
+def call(argv: Sequence[str], *, what: str, timeout: float, cwd: Path | None = None) -> int:
     """Run a program to its end, whose output people see as it comes; returns its exit code.
 
-    Its process group ends as that of :func:`run`. Raises :class:`LaunchError` if it is missing.
+    ``timeout`` is in seconds. Its process group ends as that of :func:`run`. Raises
+    :class:`LaunchError` if it is missing or takes longer.
     """
 
     def start() -> subprocess.Popen[str]:
@@ -99,9 +100,11 @@ def call(argv: Sequence[str], *, what: str, cwd: Path | None = None) -> int:
 
     try:
         with _guarded(start, RUN_GRACE) as child:
-            return child.wait()
+            return child.wait(timeout)
     except OSError as error:
         raise LaunchError(what, argv, None, str(error)) from error
+    except subprocess.TimeoutExpired as error:
+        raise LaunchError(what, argv, None, f"still running after {timeout:.0f} s") from error
 
 
 @contextmanager

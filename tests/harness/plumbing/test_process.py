@@ -243,7 +243,9 @@ def test_the_tail_of_a_log_is_its_last_bytes_or_nothing(tmp_path: Path) -> None:
 def test_a_program_that_people_watch_says_its_code_and_speaks_to_them(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    assert call(["sh", "-c", "echo hello; exit 3"], what="a program") == 3
+    assert call(["sh", "-c", "echo hello; exit 3"], what="a program", timeout=10.0) == 3
     assert capfd.readouterr().out == "hello\n"
     with pytest.raises(LaunchError, match="a missing one did not start"):
-        call(["/nonexistent/program"], what="a missing one")
+        call(["/nonexistent/program"], what="a missing one", timeout=10.0)
+    with pytest.raises(LaunchError, match="still running after 0 s"):
+        call(["sleep", "60"], what="a slow one", timeout=0.1)
