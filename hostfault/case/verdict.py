@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from hostfault.case.counting import (
     Attempts,
@@ -27,15 +26,31 @@ from hostfault.case.counting import (
 )
 from hostfault.case.model import (
     PAGE_SIZE,
-    Ended,
-    Event,
     Observation,
     Outcome,
     Sample,
     Verdict,
     VerdictKind,
 )
-from hostfault.plumbing.errors import DeadlineError, GuestLostError, HostfaultError
+from hostfault.case.trouble import guest_events, trouble
+from hostfault.case.words import (
+    GUEST_OOPS,
+    HOST_COMPLAINT,
+    HOST_OOPS,
+    VMM_WORDS,
+    errno_name,
+    how_it_ended,
+    in_words,
+    last_function,
+    last_line,
+    line_around,
+    liveness,
+    probe_line,
+    registers_line,
+    signal_name,
+    telling_line,
+)
+from hostfault.plumbing.errors import DeadlineError
 
 SPIN_FAILURES = 64
 """Failed attempts to back one frame that no working KVM makes. One access needs one or two (read,
@@ -57,21 +72,8 @@ IDLE_SHARE = 0.25
 """A vCPU that uses less of a core than this is idle: answering SSH in an emulated host takes some,
 spinning takes 0.72 to 0.90 there, and 1.0 on hardware."""
 
-GUEST_OOPS = re.compile(
-    r"Kernel panic - not syncing|Oops: |kernel BUG at |BUG: unable to handle|"
-    r"BUG: kernel NULL pointer"
-)
-HOST_OOPS = re.compile(GUEST_OOPS.pattern + r"|soft lockup|hung_task|rcu: INFO: .* stall")
-HOST_COMPLAINT = re.compile(
-    r"WARNING: CPU:|WARNING: .* at |BUG: |Oops: |KASAN: |UBSAN: |INFO: possible recursive locking|"
-    r"possible circular locking|suspicious RCU usage|general protection fault"
-)
-OUT_OF_MEMORY = re.compile(r"Out of memory: Killed process|Memory cgroup out of memory")
 UNBACKED = (-errno.EFAULT, -133)  # KVM_RUN: no page; the latter is EHWPOISON (asm-generic/errno.h)
 _GOOD = (VerdictKind.OK, VerdictKind.TASK_ERROR, VerdictKind.VM_EXIT)
-VMM_WORDS = re.compile(
-    r"kvm run failed|KVM internal error|Convert non guest_memfd|error:", re.IGNORECASE
-)
 
 
 def judge(observation: Observation) -> Verdict | None:
@@ -108,44 +110,12 @@ def final_verdict(observation: Observation) -> Verdict:
     return verdict
 
 
-def trouble(observation: Observation) -> HostfaultError | None:
-    """What broke that is not under test, as the error to raise; None if nothing did."""
-    if observation.back_end_ended is not None:
-        ended = observation.back_end_ended
-        return HostfaultError(f"the back-end ended ({_how(ended)}): {_last_line(ended.words)}")
-    if _lost_by_tcg(observation):
-        return GuestLostError(
-            "the guest reset itself without a word of its kernel's, on a CPU that TCG emulates: "
-            "that is seen in one case of some hundred, also in controls"
-        )
-    qemu = observation.qemu_ended
-    if qemu is not None and qemu.signal == signal.SIGKILL:  # nobody does that to himself
-        victim = OUT_OF_MEMORY.search(observation.host_log)
-        why = _line_around(observation.host_log, victim) if victim else "somebody killed it"
-        return HostfaultError(f"QEMU was ended by SIGKILL, which says nothing of KVM: {why}")
-    return None
-
-
-def _lost_by_tcg(observation: Observation) -> bool:
-    """Whether a guest on an emulated CPU came to a triple fault that nothing accounts for.
-
-    A kernel that panics says so, on its console or through pvpanic.
-    """
-    if not observation.on_tcg or GUEST_OOPS.search(observation.guest_console):
-        return False
-    events = list(_guest_events(observation))
-    if any(event.name == "GUEST_PANICKED" for event in events):
-        return False
-    reasons = [str(e.data.get("reason", "")) for e in events if e.name in ("RESET", "SHUTDOWN")]
-    return "guest-reset" in reasons
-
-
 def _host_bug(observation: Observation) -> Verdict | None:
     """A host's kernel that complains is no clean pass, whatever the task got."""
     said = HOST_COMPLAINT.search(observation.host_log)
     if said is None:
         return None
-    line = _line_around(observation.host_log, said)
+    line = line_around(observation.host_log, said)
     return Verdict(VerdictKind.HOST_BUG, f"the host's kernel complains: {line}", (line,))
 
 
@@ -156,14 +126,14 @@ def _stuck(observation: Observation) -> Verdict | None:
         return None
     if any(sample.vcpu_stats or not sample.stacks for sample in samples):
         return None
-    top = {_last_function(sample.stacks[0]) for sample in samples}
+    top = {last_function(sample.stacks[0]) for sample in samples}
     if len(top) != 1:
         return None
     seconds = samples[-1].at - samples[0].at
     where = top.pop()
     summary = f"the vCPU has not left {where} in the host's kernel for {seconds:.1f} s"
     return Verdict(
-        VerdictKind.VCPU_STUCK, summary, (samples[-1].stacks[0], _probe_line(observation))
+        VerdictKind.VCPU_STUCK, summary, (samples[-1].stacks[0], probe_line(observation))
     )
 
 
@@ -176,17 +146,17 @@ def _host_death(observation: Observation) -> Verdict | None:
     if ended is None and not panics:
         return None
     words = ended.words if ended is not None else ""
-    said = _telling_line(HOST_OOPS, words or observation.host_log)
+    said = telling_line(HOST_OOPS, words or observation.host_log)
     evidence = [f"the emulated host's QEMU: event {e.name} at {e.at:.2f} s" for e in panics]
     if ended is not None:
-        evidence.append(f"the host ended, its last words: {_last_line(words)}")
+        evidence.append(f"the host ended, its last words: {last_line(words)}")
     how = "died" if panics or HOST_OOPS.search(words) else "is gone"
     return Verdict(VerdictKind.HOST_DEATH, f"the host kernel {how}: {said}", tuple(evidence))
 
 
 def _guest_death(observation: Observation) -> Verdict | None:
     evidence: list[str] = []
-    for event in _guest_events(observation):
+    for event in guest_events(observation):
         reason = str(event.data.get("reason", ""))
         by_guest = event.data.get("guest") is True or reason.startswith("guest-")
         if event.name == "GUEST_PANICKED" or (event.name in ("RESET", "SHUTDOWN") and by_guest):
@@ -198,7 +168,7 @@ def _guest_death(observation: Observation) -> Verdict | None:
         return None
     said = GUEST_OOPS.search(observation.guest_console)
     if said:  # no proof alone: any task of the guest's can write there
-        evidence.append(f"guest console: {_line_around(observation.guest_console, said)}")
+        evidence.append(f"guest console: {line_around(observation.guest_console, said)}")
     return Verdict(VerdictKind.GUEST_DEATH, f"the guest died: {evidence[-1]}", tuple(evidence))
 
 
@@ -206,9 +176,9 @@ def _vmm_death(observation: Observation) -> Verdict | None:
     ended = observation.qemu_ended
     if ended is None or _told_to_end(observation):
         return None
-    how = _how(ended)
-    words = _last_line(ended.words or observation.qemu_log)
-    evidence = (f"QEMU ended: {how}", f"its last words: {words}", _probe_line(observation))
+    how = how_it_ended(ended)
+    words = last_line(ended.words or observation.qemu_log)
+    evidence = (f"QEMU ended: {how}", f"its last words: {words}", probe_line(observation))
     return Verdict(VerdictKind.VMM_DEATH, f"QEMU ended with {how}: {words}", evidence)
 
 
@@ -216,12 +186,12 @@ def _told_to_end(observation: Observation) -> bool:
     """Whether QEMU says that it ended because somebody outside the guest asked it to."""
     return any(
         event.name == "SHUTDOWN" and str(event.data.get("reason", "")).startswith("host-")
-        for event in _guest_events(observation)
+        for event in guest_events(observation)
     )
 
 
 def _vm_exit(observation: Observation) -> Verdict | None:
-    stops = [e for e in _guest_events(observation) if e.name == "STOP"]
+    stops = [e for e in guest_events(observation) if e.name == "STOP"]
     if not stops or not observation.samples:
         return None
     if observation.samples[-1].run_state != "internal-error":
@@ -229,15 +199,15 @@ def _vm_exit(observation: Observation) -> Verdict | None:
     tie = _tie_to_the_access(observation)
     if tie is None:
         return None
-    words = _telling_line(VMM_WORDS, observation.qemu_log)
+    words = telling_line(VMM_WORDS, observation.qemu_log)
     evidence = [
         f"QMP event STOP at {stops[-1].at:.2f} s",
         "QMP query-status: internal-error",
         f"QEMU: {words}",
         tie,
-        _registers_line(observation),
+        registers_line(observation),
         *evidence_of_faults(observation),
-        _probe_line(observation),
+        probe_line(observation),
     ]
     return Verdict(VerdictKind.VM_EXIT, f"the VM stopped: {words}", tuple(evidence))
 
@@ -258,14 +228,8 @@ def _tie_to_the_access(observation: Observation) -> str | None:
     others = [each for each in failed if each.errno not in UNBACKED]
     if others or not failed or not has_faulted(observation):
         return None
-    names = ", ".join(f"{_errno_name(-each.errno)}, reason {each.reason}" for each in failed)
+    names = ", ".join(f"{errno_name(-each.errno)}, reason {each.reason}" for each in failed)
     return f"KVM tracepoint kvm_userspace_exit: {names}, after a fault on the frame"
-
-
-def _guest_events(observation: Observation) -> Iterator[Event]:
-    """Events of the guest's QEMU since the first sample, which is from before the fault."""
-    since = observation.samples[0].at if observation.samples else 0.0
-    return (e for e in observation.events if not e.host and e.at >= since)
 
 
 # --- the access goes on: spin and stall ------------------------------------------------------
@@ -306,8 +270,8 @@ def _proven_spin(observation: Observation, *, anywhere: bool, remark: str = "") 
         *evidence_of_faults(observation, found),
         f"QMP query-status: {last.run_state}",
         "KVM tracepoint kvm_userspace_exit: no error reached QEMU",
-        _probe_line(observation),
-        *_liveness(observation),
+        probe_line(observation),
+        *liveness(observation),
     )
     return Verdict(VerdictKind.SPIN, summary, evidence)
 
@@ -355,7 +319,7 @@ def _stall(observation: Observation) -> Verdict | None:
         f"KVM tracepoint kvm_page_fault: none on the frame in the last {len(quiet)} samples",
         f"vCPU threads: {share:.0%} of a core in those {seconds:.1f} s",
         "QMP query-status: running",
-        _probe_line(observation),
+        probe_line(observation),
         "guest: answers over SSH",
     )
     return Verdict(VerdictKind.STALL, summary, evidence)
@@ -377,12 +341,12 @@ def _outcome(observation: Observation) -> Verdict | None:
         return None
     if not _host_saw_the_access(observation):
         return None
-    evidence = (*evidence_of_faults(observation), _probe_line(observation))
+    evidence = (*evidence_of_faults(observation), probe_line(observation))
     spun = attempts(observation)
     if spun is not None and observation.terms.takes_page and spun.failures >= SPIN_FAILURES:
         summary = (
             f"spun: {spun.failures:,} failed attempts to back gfn {spun.gfn:#x}, "
-            f"then the task reports {_in_words(outcome)}"
+            f"then the task reports {in_words(outcome)}"
         )
         return Verdict(VerdictKind.SPIN, summary, evidence)
     match outcome.kind:
@@ -391,7 +355,7 @@ def _outcome(observation: Observation) -> Verdict | None:
         case "signal":
             return _signal(observation, outcome, evidence)
         case "errno" if outcome.value > 0:
-            return Verdict(VerdictKind.TASK_ERROR, _errno_name(outcome.value), evidence)
+            return Verdict(VerdictKind.TASK_ERROR, errno_name(outcome.value), evidence)
         case "end" if observation.terms.expected is None:
             summary = f"{observation.scenario.access} was told that the file ends before the page"
             return Verdict(VerdictKind.TASK_ERROR, summary, evidence)
@@ -408,16 +372,6 @@ def _host_saw_the_access(observation: Observation) -> bool:
     return not observation.terms.takes_page or attempts(observation) is not None
 
 
-def _in_words(outcome: Outcome) -> str:
-    match outcome.kind:
-        case "signal":
-            return _signal_name(outcome.value)
-        case "errno":
-            return _errno_name(outcome.value)
-        case kind:
-            return f"{kind} {outcome.value:#x}"
-
-
 def _signal(
     observation: Observation, outcome: Outcome, evidence: tuple[str, ...]
 ) -> Verdict | None:
@@ -429,7 +383,7 @@ def _signal(
     if sent_by_a_task or not (same_page or same_instruction):
         return None
     summary = (
-        f"{_signal_name(outcome.value)}, si_code {outcome.code}, si_addr {outcome.address:#x}, "
+        f"{signal_name(outcome.value)}, si_code {outcome.code}, si_addr {outcome.address:#x}, "
         f"at {outcome.rip:#x}"
     )
     return Verdict(VerdictKind.TASK_ERROR, summary, evidence)
@@ -442,7 +396,10 @@ def _value(observation: Observation, outcome: Outcome, evidence: tuple[str, ...]
     if observation.terms.expected == outcome.value:
         summary = f"{access} returned {outcome.value:#04x}, as it must"
         return Verdict(VerdictKind.OK, summary, evidence)
-    summary = f"{access} returned {outcome.value:#04x}, but the host file {_holds(observation)}"
+    if observation.stored_byte == outcome.value:  # as of a hole that cannot be filled
+        summary = f"{access} returned {outcome.value:#04x}, although nothing backs the page"
+    else:
+        summary = f"{access} returned {outcome.value:#04x}, but the host file {_holds(observation)}"
     return Verdict(VerdictKind.STALE, summary, evidence)
 
 
@@ -469,36 +426,13 @@ def _holds(observation: Observation) -> str:
     return f"must hold {expected:#04x}"
 
 
-# --- words -----------------------------------------------------------------------------------
-
-
-def _probe_line(observation: Observation) -> str:
-    outcome = observation.probe.outcome
-    last = observation.probe.steps[-1] if observation.probe.steps else "nothing"
-    if outcome is None:
-        gone = ", and it is gone" if observation.probe.ended else ""
-        return f"probe: no outcome, last step: {last}{gone}"
-    return f"probe: {outcome.kind} {outcome.value:#x}, last step: {last}"
-
-
-def _registers_line(observation: Observation) -> str:
-    found = re.search(r"\b[RE]IP=([0-9a-f]+)", observation.registers + observation.qemu_log)
-    if found is None:
-        return "vCPU registers: not told"
-    rip = int(found[1], 16)
-    whose = "the probe's instruction" if rip == observation.probe.rip else "not the probe's"
-    return f"vCPU registers: rip {rip:#x}, {whose}"
-
-
-def _liveness(observation: Observation) -> Iterator[str]:
-    if observation.guest_answers is not None:
-        yield f"guest: {'answers' if observation.guest_answers else 'does not answer'} over SSH"
+# --- at the deadline ---------------------------------------------------------------------
 
 
 def _seen(observation: Observation) -> str:
     """Everything that bears on the question, for the error that answers none."""
     last: Sample | None = observation.samples[-1] if observation.samples else None
-    parts = [_probe_line(observation)]
+    parts = [probe_line(observation)]
     if last is not None:
         parts.append(f"run state {last.run_state or 'unknown'}")
         parts.append(f"vCPU threads at {cpu_share(observation):.0%} of a core")
@@ -508,48 +442,11 @@ def _seen(observation: Observation) -> str:
     parts += [f"{f.count:,} faults on gfn {f.gfn:#x} from rip {f.rip:#x}" for f in growth]
     if observation.expected_gfn is not None:
         parts.append(f"expected gfn {observation.expected_gfn:#x}")
-    parts += _liveness(observation)
-    parts += [f"event {event.name}" for event in _guest_events(observation)]
+    parts += liveness(observation)
+    parts += [f"event {event.name}" for event in guest_events(observation)]
     if observation.qemu_ended is not None:
         parts.append("QEMU was told to end")
     return "; ".join(parts)
-
-
-def _how(ended: Ended) -> str:
-    return f"exit code {ended.code}" if ended.signal is None else _signal_name(ended.signal)
-
-
-def _last_function(stack: str) -> str:
-    """Where a thread is: the first line of /proc/TID/stack, without its offset."""
-    found = re.search(r"(\w+)\+0x", stack)
-    return found[1] if found else "the kernel"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _errno_name(number: int) -> str:
-    return f"errno {number} ({errno.errorcode.get(number, 'unknown')})"
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "(nothing)"
-
-
-def _telling_line(pattern: re.Pattern[str], text: str) -> str:
-    """The first line that the pattern knows, else the last one."""
-    found = pattern.search(text)
-    return _line_around(text, found) if found else _last_line(text)
-
-
-def _line_around(text: str, found: re.Match[str]) -> str:
-    start = text.rfind("\n", 0, found.start()) + 1
-    return text[start:].splitlines()[0].strip()
 
 
 _RULES: tuple[Callable[[Observation], Verdict | None], ...] = (

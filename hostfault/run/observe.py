@@ -26,7 +26,8 @@ from hostfault.case.model import (
     Terms,
     UserspaceExit,
 )
-from hostfault.case.verdict import judge, trouble
+from hostfault.case.trouble import trouble
+from hostfault.case.verdict import judge
 from hostfault.fault import FAULTS, Fault, Scene, require
 from hostfault.guest import boot, probe
 from hostfault.host.testbed import Testbed

@@ -1,0 +1,52 @@
+"""What broke that is not under test. Pure."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+
+from hostfault.case.model import Event, Observation
+from hostfault.case.words import GUEST_OOPS, how_it_ended, last_line, line_around
+from hostfault.plumbing.errors import GuestLostError, HostfaultError
+
+OUT_OF_MEMORY = re.compile(r"Out of memory: Killed process|Memory cgroup out of memory")
+
+
+def trouble(observation: Observation) -> HostfaultError | None:
+    """What broke that is not under test, as the error to raise; None if nothing did."""
+    if observation.back_end_ended is not None:
+        ended = observation.back_end_ended
+        how = how_it_ended(ended)
+        return HostfaultError(f"the back-end ended ({how}): {last_line(ended.words)}")
+    if _lost_by_tcg(observation):
+        return GuestLostError(
+            "the guest reset itself without a word of its kernel's, on a CPU that TCG emulates: "
+            "that is seen in one case of some hundred, also in controls"
+        )
+    qemu = observation.qemu_ended
+    if qemu is not None and qemu.signal == signal.SIGKILL:  # nobody does that to himself
+        victim = OUT_OF_MEMORY.search(observation.host_log)
+        why = line_around(observation.host_log, victim) if victim else "somebody killed it"
+        return HostfaultError(f"QEMU was ended by SIGKILL, which says nothing of KVM: {why}")
+    return None
+
+
+def _lost_by_tcg(observation: Observation) -> bool:
+    """Whether a guest on an emulated CPU came to a triple fault that nothing accounts for.
+
+    A kernel that panics says so, on its console or through pvpanic.
+    """
+    if not observation.on_tcg or GUEST_OOPS.search(observation.guest_console):
+        return False
+    events = list(guest_events(observation))
+    if any(event.name == "GUEST_PANICKED" for event in events):
+        return False
+    reasons = [str(e.data.get("reason", "")) for e in events if e.name in ("RESET", "SHUTDOWN")]
+    return "guest-reset" in reasons
+
+
+def guest_events(observation: Observation) -> Iterator[Event]:
+    """Events of the guest's QEMU since the first sample, which is from before the fault."""
+    since = observation.samples[0].at if observation.samples else 0.0
+    return (e for e in observation.events if not e.host and e.at >= since)
