@@ -13,15 +13,29 @@ from hostfault.backing import GuestView
 from hostfault.case.model import Outcome, ProbeReport
 from hostfault.plumbing.deadline import Deadline
 from hostfault.remote.channel import Channel, steps
-from hostfault.remote.shell import Shell
+from hostfault.remote.shell import Shell, Stream
+
+COMMAND = "/bin/probe --wait"
 
 
 class Probe:
-    """A probe that runs in the guest."""
+    """A probe that runs in the guest and waits for its request; see images/probe/probe.c."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, stream: Stream) -> None:
+        self._channel = Channel("probe", stream)
         self._ended = False
+
+    def request(self, view: GuestView, access: str, stored: int, *, page_first: bool) -> None:
+        """Tell it what to touch, and how.
+
+        ``page_first`` lets it touch the page itself before it waits for the word, else the first
+        page of the range.
+        """
+        self._channel.say(
+            f"--file {view.path} --start {view.start} --length {view.length} "
+            f"--offset {view.offset} --first {view.offset if page_first else 0} "
+            f"--access {access} --value {stored}"
+        )
 
     def arm(self, deadline: Deadline) -> None:
         """Wait until it has touched the page once and waits for the word."""
@@ -43,18 +57,17 @@ class Probe:
         return dataclasses.replace(parse(self._channel.text), ended=self._ended)
 
 
-def start(guest: Shell, view: GuestView, access: str, stored: int, *, page_first: bool) -> Probe:
-    """Start the probe in the guest; see images/probe/probe.c for its options.
+def start(guest: Shell) -> Stream:
+    """Start a probe in the guest; it waits for its request when this returns."""
+    deadline = Deadline(20.0, "the probe to start")
+    stream = guest.open(COMMAND, deadline)
+    wait_started(stream, deadline)
+    return stream
 
-    ``page_first`` lets it touch the page itself before it waits for the word, else the first
-    page of the range.
-    """
-    first = view.offset if page_first else 0
-    command = (
-        f"/bin/probe --file {view.path} --start {view.start} --length {view.length} "
-        f"--offset {view.offset} --first {first} --access {access} --value {stored}"
-    )
-    return Probe(Channel("probe", guest.open(command, Deadline(20.0, "the probe to start"))))
+
+def wait_started(stream: Stream, deadline: Deadline) -> None:
+    """Wait until a probe that was started waits for its request."""
+    Channel("probe", stream).wait_for("waiting", deadline)
 
 
 def parse(text: str) -> ProbeReport:

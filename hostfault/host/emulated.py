@@ -7,6 +7,7 @@ the host is saved: a running one fails to load now and then.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -19,7 +20,7 @@ import hostfault
 from hostfault.backing import BACKINGS, Backing, Python
 from hostfault.case.folder import GUEST_QMP, HOST_SERIAL
 from hostfault.case.model import Ended, Event, Kernel, Scenario
-from hostfault.guest import boot
+from hostfault.guest import boot, probe
 from hostfault.host import outer_qemu
 from hostfault.host.outer_qemu import GUEST_SSH_PORT, QMP_PORT, Machine, MachineSpec, Sockets
 from hostfault.host.testbed import (
@@ -44,7 +45,7 @@ from hostfault.plumbing.errors import (
 from hostfault.plumbing.short_directory import short_directory
 from hostfault.plumbing.ssh_keys import Identity
 from hostfault.remote.agent import Agent
-from hostfault.remote.carried import CarriedShell, Client
+from hostfault.remote.carried import CarriedShell, CarriedStream, Client
 from hostfault.remote.qmp import Recorder
 from hostfault.remote.ssh import connect
 
@@ -105,6 +106,7 @@ class Notes:
 
     phases: Mapping[str, float]  # seconds
     guest_connections: Sequence[str]  # names of the logged-in clients
+    probe: str  # name of the client whose command is a probe that waits
 
 
 class Configuration:
@@ -148,7 +150,7 @@ class Configuration:
         anywhere = Sockets.below(Path("/"))
         return key_of(
             {
-                "layout": "3",  # of an entry, and of what is in a snapshot besides its inputs
+                "layout": "4",  # of an entry, and of what is in a snapshot besides its inputs
                 "kernel": self._spec.kernel.image,
                 "initramfs": self._spec.initramfs,
                 "disk": self._spec.image.key,
@@ -194,6 +196,8 @@ class Configuration:
             guest.log_in(Deadline(60.0, "SSH of the guest"))
             watch.lap("guest ssh")
             mount_backing(agent, self._backing, guest)
+            waiting = guest.open(probe.COMMAND, Deadline(20.0, "the probe to start"))
+            probe.wait_started(waiting, Deadline(20.0, "the probe to wait for its request"))
             guest.log_in(Deadline(60.0, "SSH of the guest"))
             watch.lap("backend ready")
             recorder.execute("stop")
@@ -203,8 +207,8 @@ class Configuration:
             machine.save(entry / _SNAPSHOT, Deadline(60.0, "the snapshot to be saved"))
             watch.lap("save")
         shutil.copy(folder / HOST_SERIAL, entry / HOST_SERIAL)
-        notes = {"phases": watch.phases, "guest_connections": guest.spares}
-        (entry / _NOTES).write_text(json.dumps(notes))
+        notes = Notes(watch.phases, guest.spares, waiting.name)
+        (entry / _NOTES).write_text(json.dumps(dataclasses.asdict(notes)))
 
     def _fork(self, stack: ExitStack, entry: Path, folder: Path, *, fresh: bool) -> Testbed:
         notes = Notes(**json.loads((entry / _NOTES).read_text()))
@@ -229,6 +233,7 @@ class Configuration:
             agent=agent,
             recorder=recorder,
             guest=CarriedShell(agent, GUEST_CLIENT, notes.guest_connections),
+            probe=CarriedStream(agent, notes.probe, ready=True),
             log_in_to_guest=lambda d: connect("guest", sockets.guest_ssh, self._identity, d),
             log_in_to_host=lambda d: connect("host", sockets.host_ssh, self._identity, d),
             host=EmulatedLife(

@@ -17,7 +17,7 @@ from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
 from hostfault.remote.agent import Agent
 from hostfault.remote.qmp import Recorder
-from hostfault.remote.shell import Shell
+from hostfault.remote.shell import Shell, Stream
 from hostfault.remote.ssh import SshShell
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ class Testbed:
     agent: Agent
     recorder: Recorder  # QMP of the guest's QEMU
     guest: Shell
+    probe: Stream | None = None  # a probe that waits for its request; None: none was started yet
     log_in_to_guest: Callable[[Deadline], SshShell] | None = None  # one more connection, for people
     log_in_to_host: Callable[[Deadline], SshShell] | None = None  # None: a local host
     host: HostLife = field(default_factory=OutlivesUs)

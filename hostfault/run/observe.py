@@ -40,6 +40,7 @@ from hostfault.plumbing.errors import (
 )
 from hostfault.remote.agent import Agent
 from hostfault.remote.qmp import Recorder
+from hostfault.run.liveness import Liveness
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Armed:
     task: probe.Probe
     gfn: int  # the frame that the access will touch
     address: int | None  # where QEMU has that frame mapped; None: it does not say
+    liveness: Liveness
 
 
 def arm(testbed: Testbed, scenario: Scenario) -> Armed:
@@ -75,10 +77,13 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     fill = list(PATTERN)
     if fault.starts_as_hole:
         fill[NUMBER] = None
+    liveness = Liveness(testbed.guest)
+    liveness.ask()
     start_tracing(testbed.agent)
     page, view = backing.make_page(testbed.agent, fill), backing.view()
     page_first = not fault.starts_as_hole
-    task = probe.start(testbed.guest, view, access.name, STORED, page_first=page_first)
+    task = probe.Probe(testbed.probe or probe.start(testbed.guest))
+    task.request(view, access.name, STORED, page_first=page_first)
     task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
     gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
     first_gfn = gfn if page_first else gfn - NUMBER
@@ -91,7 +96,7 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
         expected=fault.expected(access, fill[NUMBER] or 0, STORED),
     )
     scene = Scene(testbed.agent, testbed.guest, page, view)
-    return Armed(scenario, terms, scene, task, gfn, _host_address(testbed.recorder, gfn))
+    return Armed(scenario, terms, scene, task, gfn, _host_address(testbed.recorder, gfn), liveness)
 
 
 def start_tracing(agent: Agent) -> None:
@@ -151,6 +156,7 @@ class Recording:
         self._testbed = testbed
         self._scene = armed.scene
         self._task = armed.task
+        self._liveness = armed.liveness
         self._address = armed.address
         self._taken = False  # whether the host has been asked to take the page away
         self._started = now()
@@ -201,6 +207,7 @@ class Recording:
         )
         if self._so_far.host_ended is None:
             self._step_or_end(self._task.go)
+            self._step_or_end(self._liveness.ask)
 
     def step(self) -> None:
         """Wait a little for the probe or an event, then look at everything."""
@@ -276,10 +283,7 @@ class Recording:
     def _guest_answers(self) -> bool | None:
         if self._so_far.samples[-1].run_state != "running":
             return None
-        try:
-            return self._testbed.guest.run("true", Deadline(5.0, "the guest to answer")).code == 0
-        except ConnectionLostError:
-            return False
+        return self._liveness.answers()
 
     def _step_or_end(self, work: Callable[[], None]) -> None:
         """Do something that needs the machines; if one of them is what is gone, record that."""

@@ -2,6 +2,10 @@
  * probe: the guest task that touches a page.
  *
  *   probe --file PATH [--start N] --length BYTES --offset N [--first N] --access NAME [--value BYTE]
+ *   probe --wait
+ *
+ * With --wait it takes these options from the first line of its standard input, without quotes: so
+ * that a snapshot can hold one that is loaded and runs.
  *
  * It maps BYTES of PATH (shared) from N on, touches the byte at --first of the mapping once, waits
  * for a line "go" on its standard input, touches the byte at --offset, by exactly one instruction or
@@ -10,6 +14,7 @@
  *
  * Each line of its output is a JSON object with a "step"; addresses are text in hexadecimal:
  *
+ *   waiting      for its options
  *   started      pid
  *   mapped       mapping, length
  *   first-touch  value: the byte read; a first access that writes leaves the complement of --value,
@@ -39,7 +44,7 @@
 
 #include "probe.h"
 
-enum { EXIT_FAILED = 2, EXIT_BAD_USAGE = 64 };
+enum { EXIT_FAILED = 2, EXIT_BAD_USAGE = 64, MOST_WORDS = 32 };
 
 /* All that the files in access/ have registered; the linker makes the two names. */
 extern const struct access __start_accesses[], __stop_accesses[];
@@ -241,12 +246,32 @@ static int run(const struct request *request)
 	return 0;
 }
 
+/* Read options from standard input, as words between blanks; returns how many words there are. */
+static int read_words(char *line, int size, char **words, int most)
+{
+	int count = 1;
+	char *word;
+
+	if (!fgets(line, size, stdin))
+		return count;
+	for (word = strtok(line, " \n"); word && count < most; word = strtok(NULL, " \n"))
+		words[count++] = word;
+	return count;
+}
+
 int main(int count, char **words)
 {
 	struct request request = { 0 };
+	char line[1024], *read[MOST_WORDS + 1] = { words[0] };
 
+	if (count == 2 && !strcmp(words[1], "--wait")) {
+		printf("{\"step\":\"waiting\"}\n");
+		fflush(stdout);
+		words = read;
+		count = read_words(line, sizeof(line), words, MOST_WORDS);
+	}
 	if (!parse(count, words, &request)) {
-		fprintf(stderr, "usage: probe --file PATH [--start N] --length BYTES --offset N "
+		fprintf(stderr, "usage: probe --wait | --file PATH [--start N] --length BYTES --offset N "
 				"[--first N] --access NAME [--value BYTE]; offsets are less than BYTES; "
 				"accesses:");
 		for (const struct access *each = __start_accesses; each < __stop_accesses; each++)

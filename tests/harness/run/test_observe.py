@@ -22,6 +22,7 @@ from hostfault.plumbing.errors import (
     MissingCapabilityError,
 )
 from hostfault.run import observe as module
+from hostfault.run.liveness import Liveness
 from hostfault.run.observe import Armed, calibrate, observe, start_tracing, vcpu_stats
 
 SCENARIO = Scenario("virtiofs-dax", "zero", "load", async_pf=True)
@@ -142,10 +143,19 @@ class PretendedProbe:
 
 
 class PretendedGuest:
-    """A guest that does not answer over SSH."""
+    """A guest that took a command once, and whose connection is lost since."""
 
-    def run(self, *_: object) -> None:
-        raise ConnectionLostError("guest: no answer to 'true'")
+    def open(self, *_: object) -> Any:
+        return self
+
+    def settimeout(self, _timeout: float) -> None:
+        return
+
+    def sendall(self, _data: bytes) -> None:
+        return
+
+    def recv(self, _size: int) -> bytes:
+        raise ConnectionLostError("guest: no answer")
 
 
 def case(
@@ -164,7 +174,8 @@ def case(
     scene = Scene(testbed.agent, testbed.guest, page, GuestView("/mnt/data", 0))
     terms = Terms(True, False, False, False, None)
     task = cast("Probe", probe or PretendedProbe())
-    return testbed, Armed(SCENARIO, terms, scene, task, GFN, address=0x7F0000000000)
+    liveness = Liveness(testbed.guest)
+    return testbed, Armed(SCENARIO, terms, scene, task, GFN, 0x7F0000000000, liveness)
 
 
 def nothing(_scene: Scene) -> None:
