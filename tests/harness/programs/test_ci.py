@@ -22,14 +22,19 @@ echo "$name ${PYTHONPATH-}${PYTHONHOME-} ${TMPDIR-}" >>"$CALLS.environment"
 if [ -e "$CALLS.code-$name" ]; then exit "$(cat "$CALLS.code-$name")"; fi
 """
 DPKG_QUERY = """#!/bin/sh
-for package in "$@"; do :; done
-grep -qx "$package" "$CALLS.missing" 2>/dev/null || printf installed
+code=0
+shift 2 # --show and its format
+for package in "$@"; do
+    if grep -qx "$package" "$CALLS.missing" 2>/dev/null; then code=1
+    else echo "installed $package"; fi
+done
+exit $code
 """
 # A Python that makes a virtual environment of stand-ins.
 PYTHON = """#!/bin/sh
 if [ "$1" = -I ]; then shift; fi
 case $1 in
---version) echo Python 3.13.0 ;;
+-c) echo 3.13.0 ;;
 -m) shift 3
     echo "python -m venv $*" >>"$CALLS"
     rm -rf "$1" # --clear
