@@ -22,7 +22,7 @@ import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -273,7 +273,6 @@ class Agent:
             "ended": self.ended(name),
             "backed": None if address is None else self._is_backed(name, address),
             "gone": {each: child.poll() for each, child in self._others(name)},
-            "stacks": self._stacks(threads),
             "tails": [self.read(path, offset=-6000)["text"] for path in tails],
         }
 
@@ -295,10 +294,10 @@ class Agent:
             return False if error.errno in (errno.EIO, errno.EFAULT) else None
         return True
 
-    def _stacks(self, threads: Collection[int]) -> list[str]:
+    def stacks(self, name: str) -> list[str]:
         """Where each vCPU thread is in the host's kernel (proc(5), /proc/TID/stack); root only."""
         stacks = []
-        for thread in threads:
+        for thread in vcpu_threads(self._children[name].pid):
             with contextlib.suppress(OSError):
                 stacks.append(Path(f"/proc/{thread}/stack").read_text(errors="replace"))
         return stacks

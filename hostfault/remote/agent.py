@@ -165,6 +165,10 @@ class Agent:
         asked = {"name": name, "tails": list(tails), "watched": watched, "address": address}
         return dict(self._ask("sample", **asked))
 
+    def stacks(self, name: str) -> tuple[str, ...]:
+        """Where each vCPU thread of a QEMU is in the host's kernel; nothing if we may not know."""
+        return tuple(map(str, self._ask("stacks", name=name)))
+
     def tails(self, paths: Sequence[str], limit: int) -> list[str]:
         """The ends of several files, of ``limit`` bytes each; empty for one that is not there."""
         texts = self._ask("tails", paths=list(paths), limit=limit)

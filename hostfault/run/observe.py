@@ -199,11 +199,12 @@ class Recording:
     def touch(self) -> None:
         """Give the word; from here on time is counted."""
         self._touched = now()
-        self._keep(
+        self._so_far = dataclasses.replace(
+            self._so_far,
             samples=tuple(
                 dataclasses.replace(sample, at=self._started - self._touched)
                 for sample in self._so_far.samples
-            )
+            ),
         )
         if self._so_far.host_ended is None:
             self._step_or_end(self._task.go)
@@ -228,11 +229,13 @@ class Recording:
             return
         if not fault.undoable:
             words = f"{fault.name} cannot be undone"
-            self._keep(recovery=Recovery(RecoveryKind.NOT_UNDOABLE, words))
+            self._so_far = dataclasses.replace(
+                self._so_far, recovery=Recovery(RecoveryKind.NOT_UNDOABLE, words)
+            )
             return
         try:
             fault.undo(self._scene)
-            self._keep(recovery=self._watch_recovery())
+            self._so_far = dataclasses.replace(self._so_far, recovery=self._watch_recovery())
         except ConnectionLostError as error:  # then nothing is known of it
             log.info("what follows when the fault is undone is not known: %s", error)
 
@@ -262,12 +265,13 @@ class Recording:
             self._testbed.recorder.wait_changed(INTERVAL)
         self._sample()
         if self._task.report().outcome is not None:
-            self._keep(stored_byte=self._byte_in_the_file())
+            self._so_far = dataclasses.replace(self._so_far, stored_byte=self._byte_in_the_file())
 
     def _last_look(self) -> None:
         testbed = self._testbed
         console, qemu_log = boot.logs(testbed.agent)
-        self._keep(
+        self._so_far = dataclasses.replace(
+            self._so_far,
             registers=_ask(lambda: testbed.recorder.monitor("info registers -a"), ""),
             guest_console=console,
             qemu_log=qemu_log,
@@ -275,7 +279,7 @@ class Recording:
             stored_byte=self._byte_in_the_file(),
         )
         if self._so_far.qemu_ended is None:
-            self._keep(guest_answers=self._guest_answers())
+            self._so_far = dataclasses.replace(self._so_far, guest_answers=self._guest_answers())
 
     def _byte_in_the_file(self) -> int | None:
         return self._testbed.agent.byte(self._scene.page.path, self._scene.page.offset)
@@ -291,7 +295,8 @@ class Recording:
             work()
         except ConnectionLostError as error:
             self._find_out_who_is_gone(error)
-        self._keep(
+        self._so_far = dataclasses.replace(
+            self._so_far,
             waited=now() - self._touched,
             probe=self._task.report(),
             events=tuple(self._events()),
@@ -306,10 +311,10 @@ class Recording:
         ended = testbed.host.ended()
         if ended is None and testbed.agent_answers():
             self._sample()
-            self._keep(events=tuple(self._events()))
+            self._so_far = dataclasses.replace(self._so_far, events=tuple(self._events()))
         elif ended is None:
             ended = testbed.host.ended_silently(str(error))
-        self._keep(host_ended=ended)
+        self._so_far = dataclasses.replace(self._so_far, host_ended=ended)
         if not self.is_over:
             raise error
 
@@ -330,10 +335,11 @@ class Recording:
             run_state=run_state,
             exits=tuple(UserspaceExit(*each) for each in seen["exits"]),
             backed=seen["backed"],
-            stacks=tuple(seen["stacks"]) if not stats else (),
+            stacks=() if stats else testbed.agent.stacks(boot.NAME),  # no stats: a vCPU is stuck
         )
         console, qemu_log = seen["tails"]
-        self._keep(
+        self._so_far = dataclasses.replace(
+            self._so_far,
             samples=(*self._so_far.samples, sample),
             guest_console=console,
             qemu_log=qemu_log,
@@ -361,9 +367,6 @@ class Recording:
             for event in sorted(events, key=lambda event: event.at)
             if event.at >= self._started
         ]
-
-    def _keep(self, **changes: Any) -> None:
-        self._so_far = dataclasses.replace(self._so_far, **changes)
 
 
 def vcpu_stats(testbed: Testbed) -> dict[str, int]:

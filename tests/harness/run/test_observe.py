@@ -65,7 +65,6 @@ class PretendedAgent:
             "exits": [],
             "backed": None if address is None else False,
             "gone": self.gone,
-            "stacks": [],
             "vcpu_seconds": 0.05 * self.samples,
             "ended": self.qemu_code if self.samples > 1 else None,
             "tails": ["" for _ in tails],
@@ -90,6 +89,9 @@ class PretendedAgent:
 
     def kernel_log(self) -> str:
         return ""
+
+    def stacks(self, _name: str) -> tuple[str, ...]:
+        return ()
 
     def byte(self, *_: object) -> None:
         return None
