@@ -21,7 +21,6 @@ from hostfault.plumbing.cache import Cache
 from hostfault.plumbing.errors import CacheMissError, SetupError
 from hostfault.plumbing.ssh_keys import Identity, identity
 
-
 BUSYBOX = "#!/bin/sh\nprintf 'busybox\\nls\\nsh\\n'\n"
 LOADER = """#!/bin/sh
 printf '\\tlinux-vdso.so.1 (0x1)\\n'
