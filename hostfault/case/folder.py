@@ -16,6 +16,7 @@ REGISTERS = "registers.txt"
 HOST_KERNEL_LOG = "host-kernel.log"
 GUEST_CONSOLE = "guest-console.log"
 GUEST_QEMU_LOG = "guest-qemu.log"
+VMM_POLICY_LOG = "vmm-policy.jsonl"
 GUEST_QMP = "guest-qmp.jsonl"
 HOST_SERIAL = "host-serial.log"
 HOST_QEMU_LOG = "host-qemu.log"
@@ -31,6 +32,7 @@ FILES: Mapping[str, str] = {
     HOST_KERNEL_LOG: "what the host's kernel logged from the fault on; empty if nothing",
     GUEST_CONSOLE: "the guest's console",
     GUEST_QEMU_LOG: "what the guest's QEMU printed",
+    VMM_POLICY_LOG: "with `--vmm-policy`: what was done about exits of KVM_RUN, one line each",
     GUEST_QMP: "every message to and from the guest's QEMU, with times",
     HOST_SERIAL: "emulated host: its console, from its boot on",
     HOST_QEMU_LOG: "emulated host: the outer QEMU's command line and what it printed",

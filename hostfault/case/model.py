@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE_SIZE = 4096
+STOCK = "stock"  # the VMM as it is
 
 
 # --- kernel and image ---------------------------------------------------------------------
@@ -135,6 +136,18 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class VmmDeed:
+    """What a VMM policy did about an exit of KVM_RUN, as its log has it (images/vmm-policy)."""
+
+    did: str  # "loaded" | "capability" | "injected" | "passed" | "held" | "released"
+    number: int  # how many of that kind there were by then, in all
+    gpa: int | None = None  # guest-physical address that KVM could not back
+    flags: int = 0  # KVM_MEMORY_EXIT_FLAG_*: 1 read, 2 write, 4 exec; 0: KVM does not tell
+    tries: int = 0  # of "held" and "released": how often the vCPU has tried
+    words: str = ""  # e.g. why the exit was handed on to QEMU
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of the access, as the touching task itself reported it."""
 
@@ -223,6 +236,8 @@ class Observation:
     version: str = ""  # of hostfault
     on_tcg: bool = False  # the host's CPU is emulated: the outer QEMU runs it with TCG
     recovery: Recovery | None = None  # what followed when the fault was undone
+    vmm_policy: str = STOCK  # what the VMM was to do about a page that KVM cannot back
+    vmm_deeds: tuple[VmmDeed, ...] = ()  # what it did, the end of its log
 
 
 class VerdictKind(enum.StrEnum):

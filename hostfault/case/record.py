@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hostfault.case.known_issues import KnownIssue
-from hostfault.case.model import Kernel, Observation, Qemu, Scenario, Verdict, VerdictKind
+from hostfault.case.model import (
+    STOCK,
+    Kernel,
+    Observation,
+    Qemu,
+    Scenario,
+    Verdict,
+    VerdictKind,
+)
 from hostfault.case.settings import Settings
 
 
@@ -21,6 +29,7 @@ class LabFacts:
     host_release: str  # what `uname -r` says on the host
     guest_kernel: Kernel
     qemu: Qemu  # the one that runs the guest
+    vmm_policy: str = STOCK  # what that does about a page that KVM cannot back
 
 
 class UnmetError(AssertionError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostfault.case.model import Verdict, VerdictKind
+from hostfault.case.model import STOCK, Verdict, VerdictKind
+
+VMM_POLICIES = (STOCK, "mce", "stop")  # see images/vmm-policy
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,7 @@ class Settings:
     host_kernel: str | None = None  # a name, a path, ...; None: the newest of the catalog
     guest_kernel: str | None = None  # the same
     qemu: str = "image"  # "image" | "system" | a path
+    vmm_policy: str = STOCK  # of VMM_POLICIES: what is done about a page that KVM cannot back
     accept: str = (
         "vm"  # "vm": an exit that stops the VM will do; "task": only an error for the task
     )

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 
 from hostfault.case.model import Event, Observation
+from hostfault.case.vmm import was_injected
 from hostfault.case.words import GUEST_OOPS, how_it_ended, last_line, line_around
 from hostfault.plumbing.errors import GuestLostError, HostfaultError
 
@@ -37,6 +38,8 @@ def _lost_by_tcg(observation: Observation) -> bool:
 
     A kernel that panics says so, on its console or through pvpanic.
     """
+    if was_injected(observation):
+        return False  # a guest that cannot take a machine check ends so
     if not observation.on_tcg or GUEST_OOPS.search(observation.guest_console):
         return False
     events = list(guest_events(observation))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from hostfault.case.counting import (
     Attempts,
@@ -33,6 +34,7 @@ from hostfault.case.model import (
     VerdictKind,
 )
 from hostfault.case.trouble import guest_events, trouble
+from hostfault.case.vmm import held, vmm_evidence
 from hostfault.case.words import (
     GUEST_OOPS,
     HOST_COMPLAINT,
@@ -83,7 +85,7 @@ def judge(observation: Observation) -> Verdict | None:
     for rule in _RULES:
         verdict = rule(observation)
         if verdict is not None:
-            return verdict
+            return replace(verdict, evidence=(*verdict.evidence, *vmm_evidence(observation)))
     return None
 
 
@@ -230,6 +232,10 @@ def _tie_to_the_access(observation: Observation) -> str | None:
         return None
     names = ", ".join(f"{errno_name(-each.errno)}, reason {each.reason}" for each in failed)
     return f"KVM tracepoint kvm_userspace_exit: {names}, after a fault on the frame"
+
+
+def _held(observation: Observation) -> Verdict | None:
+    return held(observation, UNBACKED)
 
 
 # --- the access goes on: spin and stall ------------------------------------------------------
@@ -454,6 +460,7 @@ _RULES: tuple[Callable[[Observation], Verdict | None], ...] = (
     _guest_death,  # before vmm-death: a QEMU that ends because its guest did has not died
     _vmm_death,
     _vm_exit,
+    _held,
     _spin,
     _outcome,
 )

@@ -69,8 +69,13 @@ GUEST_CLIENT = Client(
 _SNAPSHOT, _NOTES = "ram", "notes.json"  # in a cache entry
 
 
-def payload(guest_kernel: Path, guest_initramfs: Path, keys: Identity) -> Mapping[str, Path]:
-    """What the host's initramfs must carry, by its name below /run/hostfault."""
+def payload(
+    guest_kernel: Path, guest_initramfs: Path, keys: Identity, policy: Path | None = None
+) -> Mapping[str, Path]:
+    """What the host's initramfs must carry, by its name below /run/hostfault.
+
+    ``policy`` is the library of a VMM policy, if there is one.
+    """
     package = Path(hostfault.__file__).parent
     rooms = [package / "agent", package / "daxfs"]
     programs = [package / "__init__.py", *sorted(p for room in rooms for p in room.rglob("*.py"))]
@@ -78,6 +83,7 @@ def payload(guest_kernel: Path, guest_initramfs: Path, keys: Identity) -> Mappin
         "guest-kernel": guest_kernel,
         "guest-initramfs": guest_initramfs,
         "client_key": keys.client_key_dropbear,
+        **({} if policy is None else {policy.name: policy}),
         ".ssh/known_hosts": keys.known_hosts,
         **{f"python/hostfault/{each.relative_to(package)}": each for each in programs},
     }
@@ -118,6 +124,8 @@ class Configuration:
         self._backing = BACKINGS[scenario.backing]
         self._spec = host.machine_for(self._backing)
         self._guest_command = _guest_command(scenario, self._backing, host.added)
+        self._policy = host.added.policy
+        self._environment = self._policy.environment(ENVIRONMENT, DIRECTORY)
 
     def fork_or_boot_anew(self, stack: ExitStack, folder: Path) -> Testbed:
         """A fork of the snapshot; one that does not load is thrown away and made anew."""
@@ -157,6 +165,7 @@ class Configuration:
                 "qemu": self._spec.qemu.version,
                 "host": "\n".join(self._spec.command(anywhere, Path("/serial"), 0, 0)),
                 "guest": "\n".join(self._guest_command),
+                "guest's environment": json.dumps(self._environment),
             }
         )
 
@@ -184,12 +193,13 @@ class Configuration:
             machine.boot(Deadline(120.0, "the emulated host to boot"))
             agent = _call_agent(machine, patience=60.0)
             watch.lap("host boot")
-            stack.enter_context(_logs_kept_if_it_fails(agent, self._backing, failed))
+            stack.enter_context(self._logs_kept_if_it_fails(agent, failed))
             self._backing.start(agent, DIRECTORY, PYTHON)
             recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
             qmp = Sockets.below(directory).guest_qmp
-            launch = GuestLaunch(self._guest_command, ENVIRONMENT, qmp)
+            launch = GuestLaunch(self._guest_command, self._environment, qmp)
             boot_guest(agent, self._backing, launch, recorder)
+            self._policy.prove(agent)
             watch.lap("guest boot")
             guest = CarriedShell(agent, GUEST_CLIENT)
             log.info("waiting for SSH of the guest")
@@ -239,9 +249,19 @@ class Configuration:
             host=EmulatedLife(
                 machine, sockets, self._identity, on_tcg=self._spec.accelerator == "tcg"
             ),
+            policy=self._policy,
             watch=watch,
             cached=not fresh,
         )
+
+    @contextmanager
+    def _logs_kept_if_it_fails(self, agent: Agent, folder: Path) -> Iterator[None]:
+        """The next attempt has logs of its own, so put those of this one where they stay."""
+        try:
+            yield
+        except HostfaultError:
+            keep_logs(agent, self._backing, self._policy, folder)
+            raise
 
 
 @dataclass(frozen=True)
@@ -305,16 +325,6 @@ def _guest_command(scenario: Scenario, backing: Backing, added: Added) -> list[s
         more=added.qemu_options,
     )
     return boot.command(spec, scenario.vcpus)
-
-
-@contextmanager
-def _logs_kept_if_it_fails(agent: Agent, backing: Backing, folder: Path) -> Iterator[None]:
-    """The next attempt has logs of its own, so put those of this one where they stay."""
-    try:
-        yield
-    except HostfaultError:
-        keep_logs(agent, backing, folder)
-        raise
 
 
 def _call_agent(machine: Machine, patience: float) -> Agent:

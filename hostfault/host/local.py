@@ -79,9 +79,12 @@ class LocalHost:
         backing.start(agent, f"{directory}/run", OUR_PYTHON)
         recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
         argv = self._guest_command(scenario, backing, directory)
-        launch = GuestLaunch(argv, environment_of(self.qemu), directory / "guest-qmp")
+        policy = self.added.policy
+        environment = policy.environment(environment_of(self.qemu), f"{directory}/run")
+        launch = GuestLaunch(argv, environment, directory / "guest-qmp")
         log.info("booting a guest on this machine's KVM, kernel %s", self.kernel.release)
         boot_guest(agent, backing, launch, recorder)
+        policy.prove(agent)
         watch.lap("guest boot")
         log.info("waiting for SSH of the guest")
         deadline = Deadline(60.0, "SSH of the guest")
@@ -96,6 +99,7 @@ class LocalHost:
             recorder=recorder,
             guest=guest,
             log_in_to_guest=lambda d: connect("guest", directory / "guest-ssh", self.identity, d),
+            policy=policy,
             watch=watch,
         )
 

@@ -13,6 +13,7 @@ from hostfault.backing import Backing
 from hostfault.case.folder import GUEST_CONSOLE, GUEST_QEMU_LOG
 from hostfault.case.model import Ended, Event, Scenario
 from hostfault.guest import boot
+from hostfault.guest.policy import AS_IT_IS, VmmPolicy
 from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
 from hostfault.remote.agent import Agent
@@ -90,6 +91,7 @@ class Testbed:
     log_in_to_guest: Callable[[Deadline], SshShell] | None = None  # one more connection, for people
     log_in_to_host: Callable[[Deadline], SshShell] | None = None  # None: a local host
     host: HostLife = field(default_factory=OutlivesUs)
+    policy: VmmPolicy = AS_IT_IS
     watch: Stopwatch = field(default_factory=Stopwatch)
     cached: bool = False  # forked from a snapshot that was there
 
@@ -113,10 +115,11 @@ class Host(Protocol):
 
 @dataclass(frozen=True)
 class Added:
-    """What a person added to command lines, see ``--qemu-option`` and its kin."""
+    """What a person added to a guest and its QEMU, see ``--qemu-option`` and its kin."""
 
     qemu_options: tuple[str, ...] = ()
     guest_append: tuple[str, ...] = ()
+    policy: VmmPolicy = AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -157,14 +160,15 @@ def mount_backing(agent: Agent, backing: Backing, guest: Shell) -> None:
     backing.mount(agent, guest, Deadline(30.0, "the guest to mount the backing"))
 
 
-def keep_logs(agent: Agent, backing: Backing, folder: Path) -> None:
+def keep_logs(agent: Agent, backing: Backing, policy: VmmPolicy, folder: Path) -> None:
     """Fetch the logs that lie on the host, however the case went; a dead host gives none."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         console, qemu = boot.logs(agent)
         texts = {GUEST_CONSOLE: console, GUEST_QEMU_LOG: qemu, **backing.read_logs(agent)}
+        texts |= dict(zip(policy.logs, agent.tails(policy.logs, 65536), strict=True))
     except HostfaultError as error:
-        names = (GUEST_CONSOLE, GUEST_QEMU_LOG, *backing.logs)
+        names = (GUEST_CONSOLE, GUEST_QEMU_LOG, *backing.logs, *policy.logs)
         texts = dict.fromkeys(names, f"not to be had: {error}")
     for name, text in texts.items():
         (folder / name).write_text(text)

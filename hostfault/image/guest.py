@@ -24,6 +24,7 @@ PROBE_SOURCES = IMAGES / "probe"
 CROWD_SOURCE = IMAGES / "probe" / "crowd.c"  # of the error-table study
 GUEST_MODULES = ("virtio_pci", "virtio_net", "pvpanic-pci")
 _FOLDERS = ("proc", "sys", "dev", "run", "tmp", "mnt", "root", "sbin", "lib64")
+_STATICALLY = ("gcc", "-static", "-O1", "-Wall", "-Wextra")
 _LAYOUT = "1"  # change it when this module puts other things into the tree
 
 
@@ -77,17 +78,26 @@ def guest_image(
 
 def build_probe(cache: Cache) -> Path:
     """The probe with all of its accesses, compiled statically by this machine's gcc."""
-    return _compile(cache, "probe", _probe_sources(), [PROBE_SOURCES / "probe.h"])
+    return compile_c(cache, "probe", _probe_sources(), [PROBE_SOURCES / "probe.h"])
 
 
 def build_program(cache: Cache, source: Path) -> Path:
     """A program of one C file, compiled statically by this machine's gcc; named as the file is."""
-    return _compile(cache, source.stem, [source], [])
+    return compile_c(cache, source.stem, [source], [])
 
 
-def _compile(cache: Cache, name: str, sources: Sequence[Path], headers: Sequence[Path]) -> Path:
+def compile_c(
+    cache: Cache,
+    name: str,
+    sources: Sequence[Path],
+    headers: Sequence[Path],
+    line: Sequence[str] = _STATICALLY,
+) -> Path:
+    """The file ``name`` that this machine's gcc makes of ``sources``; the cache has a kind of it.
+
+    Raises :class:`LaunchError` with the compiler's errors.
+    """
     compiler = run_tool(["gcc", "--version"], what="gcc").splitlines()[0]
-    line = ["gcc", "-static", "-O1", "-Wall", "-Wextra"]
 
     def build(place: Path) -> None:
         words = [*line, "-o", str(place / name), *map(str, sources)]

@@ -7,7 +7,8 @@ import shlex
 import pytest
 
 from hostfault.case.capabilities import check_names
-from hostfault.case.settings import Settings
+from hostfault.case.model import STOCK
+from hostfault.case.settings import VMM_POLICIES, Settings
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -40,6 +41,13 @@ def _add_machines(group: pytest.OptionGroup) -> None:
         default="image",
         metavar="image|system|PATH",
         help="the QEMU to test (default image: the one in the host image)",
+    )
+    group.addoption(
+        "--vmm-policy",
+        choices=VMM_POLICIES,
+        default=STOCK,
+        help="what the guest's QEMU does about a page that KVM reports (default stock: as QEMU "
+        "does; mce: a machine check for the guest; stop: the vCPU waits and tries again)",
     )
 
 
@@ -111,6 +119,7 @@ def from_config(config: pytest.Config) -> Settings:
         host_kernel=config.getoption("--host-kernel"),
         guest_kernel=config.getoption("--guest-kernel"),
         qemu=config.getoption("--qemu"),
+        vmm_policy=config.getoption("--vmm-policy"),
         accept=config.getoption("--accept"),
         require=required,
         known_issues=not config.getoption("--no-known-issues"),

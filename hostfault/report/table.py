@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hostfault.case.model import Scenario
+from hostfault.case.model import STOCK, Scenario
 from hostfault.case.record import LabFacts
 
 Tone = Literal["good", "known", "bad", "plain"]
@@ -40,7 +40,9 @@ def header(facts: LabFacts) -> str:
     kernel = facts.host_kernel
     maker = "Debian " if kernel is not None and kernel.packaged else ""
     built = f" as {kernel.name}" if kernel is not None and not kernel.packaged else ""
-    parts = [facts.host_kind, f"{maker}{facts.host_release}{built}", f"QEMU {facts.qemu.version}"]
+    policy = "" if facts.vmm_policy == STOCK else f" with policy {facts.vmm_policy}"
+    qemu = f"QEMU {facts.qemu.version}{policy}"
+    parts = [facts.host_kind, f"{maker}{facts.host_release}{built}", qemu]
     if facts.guest_kernel.release != facts.host_release:
         parts.append(f"guest {facts.guest_kernel.release}")
     reason = f"   ({facts.host_reason})" if facts.host_reason else ""

@@ -15,6 +15,7 @@ from hostfault.backing import BACKINGS, Backing
 from hostfault.case import folder as files
 from hostfault.case import known_issues
 from hostfault.case.model import (
+    STOCK,
     GuestImage,
     HostImage,
     Kernel,
@@ -26,14 +27,16 @@ from hostfault.case.model import (
 from hostfault.case.record import LabFacts, Record
 from hostfault.case.settings import Settings
 from hostfault.case.verdict import final_verdict
+from hostfault.guest.policy import VmmPolicy
 from hostfault.host.choice import Choice, MachineFacts, choose, forced
-from hostfault.host.emulated import EmulatedHost, payload
+from hostfault.host.emulated import PAYLOAD, EmulatedHost, payload
 from hostfault.host.local import LocalHost
 from hostfault.host.outer_qemu import MachineSpec
 from hostfault.host.preflight import nesting_allowed, why_no_tracing, why_not
 from hostfault.host.qemu import environment_of, find_qemu
 from hostfault.host.testbed import ATTEMPTS, Added, Host, Testbed, keep_logs
 from hostfault.image import guest_image, host_image, host_initramfs
+from hostfault.image.vmm_policy import build_policy
 from hostfault.kernel import resolve
 from hostfault.kernel.catalog import newest
 from hostfault.plumbing.cache import Cache, default_cache
@@ -56,6 +59,7 @@ CACHE_LIMITS = {
     "site-packages": 128 << 20,
     "probe": 16 << 20,
     "crowd": 16 << 20,
+    "vmm-policy.so": 16 << 20,
     "kvm-probe": 16 << 20,
 }
 
@@ -118,7 +122,13 @@ class Lab:
             verdict=final_verdict(observation),
             phases=testbed.watch.phases,
             cached=testbed.cached,
-            issue=known_issues.match(self._issues, facts.host_kernel, scenario),
+            issue=known_issues.match(
+                self._issues,
+                facts.host_kernel,
+                scenario,
+                guest=facts.guest_kernel,
+                vmm_policy=facts.vmm_policy,
+            ),
             folder=folder,
         )
 
@@ -128,7 +138,7 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             testbed = stack.enter_context(self.host.testbed(scenario, folder))
-            stack.callback(keep_logs, testbed.agent, testbed.backing, folder)
+            stack.callback(keep_logs, testbed.agent, testbed.backing, testbed.policy, folder)
             yield testbed
 
     def facts(self) -> LabFacts:
@@ -145,6 +155,7 @@ class Lab:
             host_release=self._host_kernel.release if emulated else platform.release(),
             guest_kernel=self._guest_kernel,
             qemu=self._qemu,
+            vmm_policy=self._settings.vmm_policy,
         )
 
     @cached_property
@@ -160,8 +171,12 @@ class Lab:
     @cached_property
     def host(self) -> Host:
         """The host that cases run on."""
-        added = Added(self._settings.qemu_options, self._settings.guest_append)
-        if self.choice.kind == "local":
+        settings, emulated = self._settings, self.choice.kind == "emulated"
+        library = self._policy_library
+        where = "" if library is None else f"{PAYLOAD}/{library.name}" if emulated else str(library)
+        policy = VmmPolicy(settings.vmm_policy, where)
+        added = Added(settings.qemu_options, settings.guest_append, policy)
+        if not emulated:
             return LocalHost(
                 self._qemu, self._guest_kernel, self._guest_image, self._identity, added
             )
@@ -176,7 +191,8 @@ class Lab:
     def _make_outer_machine(self, backing: Backing) -> MachineSpec:
         backing.require(self._qemu, environment_of(self._qemu))
         guest = self._guest_image(backing)
-        load = payload(self._guest_kernel.image, guest.initramfs, self._identity)
+        kernel, library = self._guest_kernel.image, self._policy_library
+        load = payload(kernel, guest.initramfs, self._identity, library)
         initramfs = host_initramfs(
             self._cache, self._host_kernel, self._host_image, self._identity, load
         )
@@ -189,6 +205,13 @@ class Lab:
             accelerator="kvm" if accelerated else "tcg",
             append=self._settings.host_append,
         )
+
+    @cached_property
+    def _policy_library(self) -> Path | None:
+        """What is preloaded into the guest's QEMU, on this machine; None for a stock one."""
+        if self._settings.vmm_policy == STOCK:
+            return None
+        return build_policy(self._cache)
 
     def _trim(self) -> None:
         """Keep what grows with every change of the project or of a kernel within bounds."""

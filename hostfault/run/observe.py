@@ -29,7 +29,7 @@ from hostfault.case.model import (
 from hostfault.case.trouble import trouble
 from hostfault.case.verdict import judge
 from hostfault.fault import FAULTS, Fault, Scene, require
-from hostfault.guest import boot, probe
+from hostfault.guest import boot, policy, probe
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import (
@@ -173,6 +173,7 @@ class Recording:
             kvm_build_id=str(running.get("kvm_build_id", "")),
             version=__version__,
             on_tcg=testbed.host.on_tcg,
+            vmm_policy=testbed.policy.name,
         )
 
     @property
@@ -320,8 +321,9 @@ class Recording:
 
     def _sample(self) -> None:
         testbed = self._testbed
+        tails = (*TAILS, *testbed.policy.logs)
         seen = testbed.agent.sample(
-            boot.NAME, TAILS, self._so_far.expected_gfn, self._address if self._taken else None
+            boot.NAME, tails, self._so_far.expected_gfn, self._address if self._taken else None
         )
         run_state = _ask(lambda: str(testbed.recorder.execute("query-status")["status"]), "")
         stats: Mapping[str, int] = _ask(lambda: vcpu_stats(testbed), {})
@@ -337,12 +339,13 @@ class Recording:
             backed=seen["backed"],
             stacks=() if stats else testbed.agent.stacks(boot.NAME),  # no stats: a vCPU is stuck
         )
-        console, qemu_log = seen["tails"]
+        console, qemu_log, *policy_log = seen["tails"]
         self._so_far = dataclasses.replace(
             self._so_far,
             samples=(*self._so_far.samples, sample),
             guest_console=console,
             qemu_log=qemu_log,
+            vmm_deeds=policy.deeds("".join(policy_log)),
             qemu_ended=_ended(seen["ended"], qemu_log),
             back_end_ended=self._back_end(seen["gone"]),
             host_ended=testbed.host.ended(),

@@ -69,8 +69,12 @@ def test_a_bound_of_two_numbers_covers_the_whole_series(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ['verdict = "sleepy"', 'kernels = { first = "old", last = "6.4" }'],
-    ids=["verdict", "version"],
+    [
+        'verdict = "sleepy"',
+        'kernels = { first = "old", last = "6.4" }',
+        'vmm_policies = ["lazy"]',
+    ],
+    ids=["verdict", "version", "policy"],
 )
 def test_a_table_with_an_unknown_word_is_refused(tmp_path: Path, wrong: str) -> None:
     fields = {
@@ -82,8 +86,29 @@ def test_a_table_with_an_unknown_word_is_refused(tmp_path: Path, wrong: str) -> 
     fields[wrong.split()[0]] = wrong
     table = tmp_path / "issues.toml"
     table.write_text("[[issue]]\n" + "\n".join(fields.values()) + "\n")
-    with pytest.raises(ValueError, match=r"sleepy|old"):
+    with pytest.raises(ValueError, match=r"sleepy|old|lazy"):
         load(table)
+
+
+@pytest.mark.parametrize("access", ["read", "write"])
+def test_a_guest_that_panics_on_a_machine_check_in_a_copy_is_known(access: str) -> None:
+    host, guest = kernel("7.3.4+deb13", packaged=False), kernel("7.3.4+deb13")
+    copied = dataclasses.replace(TRUNCATED, access=access)
+    issue = match(ISSUES, host, copied, guest=guest, vmm_policy="mce")
+    assert issue is not None
+    assert (issue.id, issue.verdict) == ("guest-dax-copy", VerdictKind.GUEST_DEATH)
+    for policy in ("stock", "stop"):
+        assert match(ISSUES, host, copied, guest=guest, vmm_policy=policy) is None
+    assert match(ISSUES, host, copied, guest=host, vmm_policy="mce") is None
+    assert match(ISSUES, host, TRUNCATED, guest=guest, vmm_policy="mce") is None
+
+
+def test_what_the_host_has_comes_before_what_the_guest_has() -> None:
+    packaged = kernel("7.3.4+deb13")
+    read = dataclasses.replace(TRUNCATED, access="read")
+    issue = match(ISSUES, packaged, read, guest=packaged, vmm_policy="mce")
+    assert issue is not None
+    assert issue.id == "kvm-apf-error"
 
 
 def test_the_faults_of_the_list_are_faults_that_there_are() -> None:

@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 
 from hostfault.case.model import HostImage, Kernel, Qemu, Scenario
+from hostfault.guest.policy import VmmPolicy
 from hostfault.host.emulated import Configuration, EmulatedHost
 from hostfault.host.outer_qemu import MachineSpec
 from hostfault.host.testbed import ATTEMPTS, Added, Testbed
@@ -152,6 +153,12 @@ def test_a_host_that_runs_the_wrong_kernel_is_not_booted_again(
 
 def test_an_option_that_a_person_adds_makes_another_snapshot(cache: Cache, tmp_path: Path) -> None:
     script = Script()
-    for added in (Added(), Added(qemu_options=("-s",)), Added(guest_append=("debug",)), Added()):
+    more = (
+        Added(qemu_options=("-s",)),
+        Added(guest_append=("debug",)),
+        Added(policy=VmmPolicy("mce", "/run/policy.so")),
+        Added(policy=VmmPolicy("stop", "/run/policy.so")),
+    )
+    for added in (Added(), *more, Added()):
         fork(script, cache, tmp_path, added)
-    assert (script.booted, script.loaded) == (3, 4)
+    assert (script.booted, script.loaded) == (5, 6)

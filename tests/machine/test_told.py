@@ -1,0 +1,34 @@
+"""The task is told, for real: KVM exits, the VMM's policy makes that a machine check, SIGBUS."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from hostfault.case.model import Scenario
+from hostfault.case.settings import Settings
+from hostfault.kernel.catalog import newest
+from hostfault.run.lab import Lab
+
+SCENARIO = Scenario("virtiofs-dax", "zero", "store", async_pf=True)
+BUS_MCEERR_AR = 4  # sigaction(2)
+
+
+@pytest.mark.usefixtures("build_root_allowed")
+@pytest.mark.timeout(600)  # KVM is compiled, and the first time its base is made
+def test_a_task_gets_a_signal_for_a_truncated_page_and_the_guest_lives(tmp_path: Path) -> None:
+    kernel = f"{newest()}+fail-at-once"
+    with Lab(Settings(host="emulated", host_kernel=kernel, vmm_policy="mce")) as lab:
+        case = lab.run("told", SCENARIO, tmp_path)
+    case.must_be_signal(signal.SIGBUS)
+    outcome, probe = case.observation.probe.outcome, case.observation.probe
+    assert outcome is not None
+    assert (outcome.code, outcome.address, outcome.rip) == (
+        BUS_MCEERR_AR,
+        probe.address,
+        probe.rip,
+    )
+    assert case.observation.guest_answers is True
+    assert [deed.did for deed in case.observation.vmm_deeds if deed.gpa] == ["injected"]
