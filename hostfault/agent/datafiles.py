@@ -28,7 +28,11 @@ class DataFiles:
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=folder)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            return self._keep(path, os.open(name, flags, 0o666, dir_fd=folder))
+            fd = os.open(name, flags, 0o666, dir_fd=folder)
+            owner = os.fstat(folder)
+            if os.geteuid() == 0 and owner.st_uid != 0:  # whoever serves the directory must
+                os.fchown(fd, owner.st_uid, owner.st_gid)  # be able to open the file
+            return self._keep(path, fd)
 
     def adopt(self, path: str) -> int:
         """Take over a regular file that another program has made. Raises OSError."""

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hostfault.agent.cap import Cap
+from hostfault.agent.counters import ANYWHERE, Counters, NoCounts, begin
 from hostfault.agent.datafiles import DataFiles
 from hostfault.agent.filesystems import (
     OwnFileSystems,
@@ -35,10 +36,10 @@ from hostfault.agent.filesystems import (
     type_of,
 )
 from hostfault.agent.ports import open_port
+from hostfault.agent.privilege import dismiss, guard, other_users
 from hostfault.agent.procstat import vcpu_threads
-from hostfault.agent.tracing import Tracer, instance_name
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38  # prctl(2)
 LIMIT = 1 << 20  # bytes of a file that one request may ask for
 LONGEST_WAIT = 1.0  # seconds: nothing else is answered meanwhile
 
@@ -53,9 +54,10 @@ class Agent:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._guards: list[subprocess.Popen[bytes]] = []
         self._files = DataFiles(directory)
         self._file_systems = OwnFileSystems()
-        self._tracer = Tracer(instance_name())
+        self._counters: Counters = NoCounts("nobody has asked to count")
         self._kernel_log: int | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self._cap = Cap(directory)
@@ -68,6 +70,14 @@ class Agent:
             "pid": os.getpid(),
             "dir": str(self._directory),
         }
+
+    def other_users(self, number: int) -> list[int]:
+        """Users that nobody is, for what a guest may break into; none: we may not be them."""
+        return other_users(number)
+
+    def give(self, path: str, user: int) -> None:
+        """Give a directory to a user and the group of the same number."""
+        os.chown(self._path(path), user, user, follow_symlinks=False)
 
     def mount(self, path: str, size: int) -> bool:
         """Mount a tmpfs of ``size`` bytes of the agent's own; False: only root may."""
@@ -101,7 +111,7 @@ class Agent:
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_in_child,
             )
         assert child.stdin is not None
         assert child.stdout is not None
@@ -147,9 +157,16 @@ class Agent:
         return None
 
     def spawn(
-        self, name: str, argv: list[str], env: dict[str, str], listen: str | None = None
+        self,
+        name: str,
+        argv: list[str],
+        env: dict[str, str],
+        listen: str | None = None,
+        changes_user: bool = False,
     ) -> int:
         """Start a child; its output goes to ``name.log``. Returns its pid.
+
+        One that ``changes_user`` by itself gets a guard, as it forgets that it ends with us.
 
         ``env`` is its whole environment. On a local host the agent's own may hold a CI runner's
         secrets, and what is started here talks to a guest.
@@ -173,10 +190,12 @@ class Agent:
                 stderr=log,
                 pass_fds=() if listener is None else (listener.fileno(),),
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_in_child,
             )
         if listener is not None:
             listener.close()
+        if changes_user:
+            self._guards.append(guard(self._children[name].pid))
         return self._children[name].pid
 
     def ended(self, name: str) -> int | None:
@@ -248,11 +267,19 @@ class Agent:
         With ``anew`` false, counts that have begun go on: that takes no time.
         """
         self._open_kernel_log()
-        return (not anew and self._tracer.counted()) or self._tracer.start()
+        if anew or not self._counters.counted():
+            self._counters.stop()
+            self._counters = begin()
+        return self._counters.counted()
+
+    def counted_by(self) -> list[str]:
+        """How tracepoints are counted ("tracefs", "perf", or "" for not), and if not, why."""
+        counters = self._counters
+        return [counters.how, counters.why if isinstance(counters, NoCounts) else ""]
 
     def histogram(self, event: str) -> list[Any]:
         """Counts of one tracepoint since :meth:`trace`: [keys, count] for each set of keys."""
-        return [list(entry) for entry in self._tracer.entries(event)]
+        return [list(entry) for entry in self._counters.entries(event)]
 
     def sample(
         self,
@@ -260,15 +287,17 @@ class Agent:
         tails: list[str],
         watched: int | None = None,
         address: int | None = None,
+        place: tuple[int, int] = ANYWHERE,
     ) -> dict[str, Any]:
         """Counts, CPU seconds of a child's vCPU threads, its exit code, and the ends of logs.
 
-        The counts of the frame ``watched`` are always among them. ``backed`` is whether the
+        The counts of the frame ``watched`` are always among them; ``place`` are the first and the
+        last instruction that may be the access. ``backed`` is whether the
         child's own memory at ``address`` can be read; ``gone`` are other children that have ended.
         """
         threads = vcpu_threads(self._children[name].pid)
         return {
-            **self._tracer.counts(threads.keys(), watched),
+            **self._counters.counts(threads.keys(), watched, (place[0], place[1])),
             "vcpu_seconds": sum(threads.values()),
             "ended": self.ended(name),
             "backed": None if address is None else self._is_backed(name, address),
@@ -336,7 +365,8 @@ class Agent:
             last_first.callback(self._file_systems.close)
             last_first.callback(self._files.close)
             last_first.callback(self._cap.close)
-            last_first.callback(self._tracer.stop)
+            last_first.callback(lambda: self._counters.stop())
+            last_first.callback(dismiss, self._guards)
             for child in self._children.values():
                 last_first.callback(_end, child)
 
@@ -407,8 +437,10 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait(10)
 
 
-def _die_with_parent() -> None:
+def _in_child() -> None:
+    """End with us, and never have more rights than now, whatever is executed (prctl(2))."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def main() -> None:
@@ -441,6 +473,7 @@ def _serve_one(directory: Path, connection: socket.socket) -> None:
             connection.shutdown(socket.SHUT_RDWR)
 
     signal.signal(signal.SIGTERM, hang_up)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     agent = Agent(directory)
     try:
         with connection, connection.makefile("rb") as asks, connection.makefile("wb") as answers:

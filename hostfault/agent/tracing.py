@@ -24,6 +24,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "kvm_userspace_exit": ("reason", "errno"),
 }
 
+ANYWHERE = (0, (1 << 64) - 1)  # the first and the last instruction of a guest
+
 _NAME = "hostfault"
 _ENTRY = re.compile(r"\{ (?P<keys>[^}]*)\} hitcount:\s*(?P<count>\d+)")
 
@@ -50,6 +52,8 @@ def instance_name() -> str:
 
 class Tracer:
     """Tracepoint counts in a tracing instance of our own."""
+
+    how = "tracefs"
 
     def __init__(self, name: str, tracefs: Path = TRACEFS) -> None:
         self._instance = tracefs / "instances" / name
@@ -106,7 +110,11 @@ class Tracer:
             return ""
 
     def counts(
-        self, threads: Collection[int], watched: int | None = None, most: int = 64
+        self,
+        threads: Collection[int],
+        watched: int | None = None,
+        place: tuple[int, int] = ANYWHERE,  # noqa: ARG002 (all of them are counted)
+        most: int = 64,
     ) -> dict[str, object]:
         """Counts since :meth:`start` for the given vCPU threads.
 

@@ -76,6 +76,9 @@ class VirtiofsDax:
             *("--window", str(WINDOW), "--tag", TAG),
             *("--keep-free", "0" if own else str(KEEP_FREE)),
         ]
+        if python.user is not None:
+            agent.give(SHARED, python.user)
+            argv += ["--user", f"{python.user}:{python.user}"]
         agent.spawn(CHILD, argv, python.env, listen=f"{directory}/{SOCKET}")
 
     def qemu_options(self, directory: str) -> QemuOptions:

@@ -17,6 +17,19 @@ from hostfault.case.model import FrameFaults, Observation, Sample, UserspaceExit
 KERNEL_SPACE = 1 << 63
 """The first address of the guest's kernel (Linux Documentation/arch/x86/x86_64/mm.rst)."""
 
+SPIN_FAILURES = 64
+"""Failed attempts to back one frame that no working KVM makes. One access needs one or two (read,
+upgrade to write), a few more when a mapping changes under it; a KVM that remembers failed frames
+ends the loop at the first retry. 64 is well above those, and passes in 50 ms on an emulated
+host."""
+
+SPIN_SAMPLES = 3
+"""Samples in a row in which attempts must fail: longer than any legal burst of retries (an MMU
+notifier in progress, a memslot that is being moved)."""
+
+IDLE_SHARE = 0.25
+"""A vCPU that uses less of a core than this is idle: answering SSH in an emulated host takes some,
+spinning takes 0.72 to 0.90 there, and 1.0 on hardware."""
 
 RESOLVED = ("pf_fixed", "pf_spurious", "pf_emulate", "pf_fast")
 """KVM's statistics of faults that came to something (arch/x86/include/asm/kvm_host.h)."""
@@ -75,7 +88,7 @@ def attempts_between(
         growth
         for growth in _growth(start, end)
         if expected in (None, growth.gfn)
-        and (anywhere or growth.rip == 0 or _may_be_the_access(observation, growth.rip))
+        and (anywhere or growth.rip == 0 or may_be_the_access(observation, growth.rip))
     ]
     if not at_the_access:
         return None
@@ -86,7 +99,7 @@ def attempts_between(
         faults=most.count,
         failed_async=_grown(start.async_ready, end.async_ready, most.gfn),
         async_started=_grown(start.async_started, end.async_started, most.gfn),
-        unresolved=_unresolved(start, end),
+        unresolved=unresolved_faults(start, end),
         since=max(0.0, start.at),
     )
 
@@ -147,15 +160,18 @@ def _grown(earlier: Mapping[int, int], later: Mapping[int, int], gfn: int) -> in
     return later.get(gfn, 0) - earlier.get(gfn, 0)
 
 
-def _unresolved(start: Sample, end: Sample) -> int | None:
+def unresolved_faults(start: Sample, end: Sample) -> int | None:
     """Faults that came to nothing, by KVM's statistics; None if it does not tell them."""
     taken = _stat_growth(start, end, "pf_taken")
-    if taken is None:
-        return None
-    return taken - sum(_stat_growth(start, end, name) or 0 for name in RESOLVED)
+    return None if taken is None else taken - resolved_faults(start, end)
 
 
-def _may_be_the_access(observation: Observation, rip: int) -> bool:
+def resolved_faults(start: Sample, end: Sample) -> int:
+    """Faults that came to something, by KVM's statistics."""
+    return sum(_stat_growth(start, end, name) or 0 for name in RESOLVED)
+
+
+def may_be_the_access(observation: Observation, rip: int) -> bool:
     """Whether that is the probe's instruction; for a system call, any of the guest's kernel."""
     if observation.terms.by_kernel:
         return rip >= KERNEL_SPACE
@@ -182,10 +198,15 @@ def cpu_share(observation: Observation, window: Sequence[Sample] = ()) -> float:
 
 
 def frame_is_quiet(observation: Observation) -> bool:
-    """Whether the touched frame took no fault between the last two samples, one after the touch."""
+    """Whether the touched frame took no fault between the last two samples, one after the touch.
+
+    Without tracepoints: whether no fault came to nothing, of whatever frame.
+    """
     samples = observation.samples
     if len(samples) < 2 or samples[-1].at <= 0:
         return False
+    if not observation.counted_by:
+        return unresolved_faults(samples[-2], samples[-1]) == 0
     return not _frame_faults(observation, samples[-2], samples[-1])
 
 
@@ -205,6 +226,13 @@ def has_faulted(observation: Observation) -> bool:
     return first is not None and _frame_faults(observation, first, observation.samples[-1]) > 0
 
 
+WITH_LESS = {
+    "perf": "KVM's tracepoints are counted by perf_event_open: faults on this gfn alone",
+    "": "no tracepoint is counted: KVM's statistics are of all gfns, the registers tell which",
+}
+"""The proof that there is where tracefs is not to be had."""
+
+
 def evidence_of_faults(observation: Observation, found: Attempts | None = None) -> tuple[str, ...]:
     """One line for each source that counts faults, or work, since the touch."""
     first = baseline(observation)
@@ -217,9 +245,11 @@ def _evidence(
     observation: Observation, first: Sample, last: Sample, found: Attempts | None
 ) -> Iterator[str]:
     gfn = found.gfn if found else observation.expected_gfn
-    if gfn is not None:
+    if observation.counted_by != "tracefs":
+        yield WITH_LESS[observation.counted_by]
+    if gfn is not None and observation.counted_by:
         count = sum(growth.count for growth in _growth(first, last) if growth.gfn == gfn)
-        place = f", {found.faults:,} from rip {found.rip:#x}" if found else ""
+        place = f", {found.faults:,} from rip {found.rip:#x}" if found and found.rip else ""
         yield f"KVM tracepoint kvm_page_fault: {count:,} faults on gfn {gfn:#x}{place}"
         started = _grown(first.async_started, last.async_started, gfn)
         ready = _grown(first.async_ready, last.async_ready, gfn)

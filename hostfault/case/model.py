@@ -120,6 +120,14 @@ class UserspaceExit:
 
 
 @dataclass(frozen=True)
+class VcpuPlace:
+    """Where a vCPU was found by its registers, and what one of them points to."""
+
+    rip: int
+    points_to: int | None  # the case's gfn, if the guest's page tables map a register's value there
+
+
+@dataclass(frozen=True)
 class Sample:
     """What could be seen from outside the guest at one moment; all counts only grow."""
 
@@ -133,6 +141,7 @@ class Sample:
     exits: tuple[UserspaceExit, ...] = ()  # kvm:kvm_userspace_exit
     backed: bool | None = None  # reading QEMU's own address of the page works (None: not asked)
     stacks: tuple[str, ...] = ()  # of the vCPU threads, in the host's kernel
+    place: VcpuPlace | None = None  # None: not asked; only where no tracepoint is counted
 
 
 @dataclass(frozen=True)
@@ -235,6 +244,7 @@ class Observation:
     kvm_build_id: str = ""  # of the kvm module that was loaded there, in hex
     version: str = ""  # of hostfault
     on_tcg: bool = False  # the host's CPU is emulated: the outer QEMU runs it with TCG
+    counted_by: str = "tracefs"  # what counted tracepoints: or "perf", or "" for nothing did
     recovery: Recovery | None = None  # what followed when the fault was undone
     vmm_policy: str = STOCK  # what the VMM was to do about a page that KVM cannot back
     vmm_deeds: tuple[VmmDeed, ...] = ()  # what it did, the end of its log

@@ -11,7 +11,11 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
+from hostfault.case import statistics
 from hostfault.case.counting import (
+    IDLE_SHARE,
+    SPIN_FAILURES,
+    SPIN_SAMPLES,
     Attempts,
     attempts,
     cpu_share,
@@ -52,27 +56,13 @@ from hostfault.case.words import (
     signal_name,
     telling_line,
 )
-from hostfault.plumbing.errors import DeadlineError
-
-SPIN_FAILURES = 64
-"""Failed attempts to back one frame that no working KVM makes. One access needs one or two (read,
-upgrade to write), a few more when a mapping changes under it; a KVM that remembers failed frames
-ends the loop at the first retry. 64 is well above those, and passes in 50 ms on an emulated
-host."""
-
-SPIN_SAMPLES = 3
-"""Samples in a row in which attempts must fail: longer than any legal burst of retries (an MMU
-notifier in progress, a memslot that is being moved)."""
+from hostfault.plumbing.errors import DeadlineError, MissingCapabilityError
 
 STALL_GAPS = 4
 """How many times the longest gap between two faults a quiet time must last to be no gap."""
 
 STALL_SAMPLES = 5
 """Samples in a row, after the last fault on the frame, that must all show nothing moving."""
-
-IDLE_SHARE = 0.25
-"""A vCPU that uses less of a core than this is idle: answering SSH in an emulated host takes some,
-spinning takes 0.72 to 0.90 there, and 1.0 on hardware."""
 
 UNBACKED = (-errno.EFAULT, -133)  # KVM_RUN: no page; the latter is EHWPOISON (asm-generic/errno.h)
 _GOOD = (VerdictKind.OK, VerdictKind.TASK_ERROR, VerdictKind.VM_EXIT)
@@ -82,7 +72,7 @@ def judge(observation: Observation) -> Verdict | None:
     """The verdict that the observation proves so far, or None if it proves none yet."""
     if trouble(observation):
         return None  # whatever follows may be its doing
-    for rule in _RULES:
+    for rule in _RULES if observation.counted_by else _RULES_WITHOUT_TRACEPOINTS:
         verdict = rule(observation)
         if verdict is not None:
             return replace(verdict, evidence=(*verdict.evidence, *vmm_evidence(observation)))
@@ -93,7 +83,8 @@ def final_verdict(observation: Observation) -> Verdict:
     """The verdict at the observer's deadline.
 
     Raises :class:`DeadlineError` with what was seen if nothing is proven: time that passes
-    proves nothing. Raises :class:`HostfaultError` if something broke that is not under test.
+    proves nothing. Raises :class:`HostfaultError` if something broke that is not under test, and
+    :class:`MissingCapabilityError` if it takes tracepoints to tell.
     """
     if broken := trouble(observation):
         raise broken
@@ -105,11 +96,17 @@ def final_verdict(observation: Observation) -> Verdict:
     )
     if verdict is not None and verdict.kind in _GOOD:
         verdict = _host_bug(observation) or verdict
+    if verdict is None and (why := _unprovable(observation)):
+        raise MissingCapabilityError("tracing", why)
     if verdict is None:
         raise DeadlineError(
             "proof of what became of the guest task", observation.waited, _seen(observation)
         )
     return verdict
+
+
+def _unprovable(observation: Observation) -> str:
+    return statistics.why_unprovable(observation) or statistics.why_no_stall(observation)
 
 
 def _host_bug(observation: Observation) -> Verdict | None:
@@ -267,10 +264,11 @@ def _proven_spin(observation: Observation, *, anywhere: bool, remark: str = "") 
         return None
     if last.backed is not False or not _second_source_agrees(observation, found):
         return None
+    rip = found.rip or observation.probe.rip  # not known where one frame alone is counted
     summary = (
         f"{found.failures:,} failed attempts to back gfn {found.gfn:#x} in "
-        f"{last.at - found.since:.1f} s, {_who(observation)} at "
-        f"{found.rip or observation.probe.rip:#x} never moved{remark}"
+        f"{last.at - found.since:.1f} s, {_who(observation)}{f' at {rip:#x}' if rip else ''} "
+        f"never moved{remark}"
     )
     evidence = (
         *evidence_of_faults(observation, found),
@@ -304,7 +302,7 @@ def _second_source_agrees(observation: Observation, found: Attempts) -> bool:
 
 
 def _stall(observation: Observation) -> Verdict | None:
-    quiet = quiet_samples(observation)
+    quiet = quiet_samples(observation) if observation.counted_by else ()
     if observation.probe.outcome is not None or len(quiet) < STALL_SAMPLES:
         return None
     if not _went_for_the_page(observation) or waits_for_the_host(observation):
@@ -464,3 +462,5 @@ _RULES: tuple[Callable[[Observation], Verdict | None], ...] = (
     _spin,
     _outcome,
 )
+
+_RULES_WITHOUT_TRACEPOINTS = tuple(statistics.spin if rule is _spin else rule for rule in _RULES)

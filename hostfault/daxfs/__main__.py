@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hostfault.daxfs import confine
 from hostfault.daxfs.device import Device, Settings
 from hostfault.daxfs.eventlog import EventLog
 from hostfault.daxfs.nodes import raise_descriptor_limit
@@ -35,8 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log = EventLog(stream)
         max_nodes, max_handles = raise_descriptor_limit()
         limits = (max_nodes, max_handles, options.keep_free)
-        settings = Settings(options.shared, options.window, options.tag, *limits)
-        log.event("listening", shared=str(options.shared), window=options.window)
+        share = os.open(options.shared, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if options.user is not None:
+            confine.become(*options.user)
+        abi = confine.stay_in(share)
+        rights = {"uid": os.geteuid(), "landlock": abi}
+        # By its descriptor: the path may lead through what this user may no longer search.
+        settings = Settings(Path(f"/proc/self/fd/{share}"), options.window, options.tag, *limits)
+        log.event("listening", shared=str(options.shared), window=options.window, **rights)
         connection, _ = listener.accept()
         listener.close()
         log.event("connected")
@@ -55,6 +62,12 @@ def _leave(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
 
+def _ids(text: str) -> tuple[int, int]:
+    """Two numbers. Raises ValueError."""
+    user, group = map(int, text.split(":"))
+    return user, group
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="hostfault.daxfs", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="a listening socket, inherited")
@@ -69,6 +82,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="BYTES",
         help="of the host's file system, which the guest can't fill (a sixteenth of it at most; "
         "default 0: it can fill it)",
+    )
+    parser.add_argument(
+        "--user",
+        type=_ids,
+        metavar="UID:GID",
+        help="become this user, once all is open; only root can",
     )
     options = parser.parse_args(arguments)
     if not options.shared.is_dir():

@@ -34,6 +34,7 @@ class GuestSpec:
     ssh_forward: str  # hostfwd rule up to "-:22"
     backing: QemuOptions
     append: str  # the guest kernel's command line
+    confinement: tuple[str, ...] = ()  # options that take rights from QEMU
     more: tuple[str, ...] = ()  # options that a person added
 
 
@@ -67,13 +68,16 @@ def command(spec: GuestSpec, vcpus: int) -> list[str]:
         *("-chardev", f"{spec.qmp},id=qmp", "-mon", "chardev=qmp,mode=control"),
         *("-display", "none", "-no-reboot", "-S"),
         *spec.backing.devices,
+        *spec.confinement,
         *spec.more,
     ]
 
 
-def start(agent: Agent, argv: Sequence[str], env: Mapping[str, str]) -> None:
+def start(
+    agent: Agent, argv: Sequence[str], env: Mapping[str, str], *, changes_user: bool = False
+) -> None:
     """Start QEMU on the host."""
-    agent.spawn(NAME, argv, env)
+    agent.spawn(NAME, argv, env, changes_user=changes_user)
 
 
 def check_alive(agent: Agent, argv: Sequence[str]) -> None:

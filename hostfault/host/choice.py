@@ -55,6 +55,9 @@ def forced(settings: Settings) -> Choice | None:
 def choose(settings: Settings, machine: MachineFacts) -> Choice:
     """The choice on this machine.
 
+    Without tracepoints a local host has a part of the proofs only (docs/verdicts.md), so it is
+    taken on demand alone.
+
     Raises :class:`UsageError` or :class:`MissingCapabilityError` if it lacks what was demanded.
     """
     if choice := forced(settings):
@@ -64,8 +67,10 @@ def choose(settings: Settings, machine: MachineFacts) -> Choice:
         return Choice("local", "a guest boots on /dev/kvm")
     if settings.host == "local" and missing.capability == "kvm":
         raise UsageError(f"--host local: {missing.reason}; --host emulated needs no KVM")
-    if settings.host == "local":
+    if settings.host == "local" and "tracing" in settings.require:
         raise missing
+    if settings.host == "local":
+        return Choice("local", f"asked for with --host local; {missing.reason}")
     if "kvm" in settings.require:
         raise MissingCapabilityError("kvm", missing.reason)
     return _checked(Choice("emulated", missing.reason), settings)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from hostfault.agent.tracing import TRACEFS, Tracer, instance_name
+from hostfault.agent.counters import NoCounts, begin
+from hostfault.agent.tracing import TRACEFS
 from hostfault.case.model import GuestImage, Kernel, Qemu
 from hostfault.guest.boot import COMMAND_LINE, READY
 from hostfault.host.qemu import environment_of
@@ -70,17 +71,13 @@ def why_no_tracing(tracefs: Path = TRACEFS) -> str:
 
     Found out by counting them for a moment.
     """
-    tracer = Tracer(instance_name(), tracefs)
     try:
-        tracer.start()
-    except PermissionError:
-        return "only root may count KVM's tracepoints: use sudo for the local host"
-    except FileNotFoundError:
-        return f"tracefs is not there: as root, mount -t tracefs tracefs {tracefs}"
+        counters = begin(tracefs)
     except OSError as error:
         return f"KVM's tracepoints cannot be counted: {_first_line(error)}"
-    finally:
-        tracer.stop()
+    counters.stop()
+    if isinstance(counters, NoCounts):
+        return f"KVM's tracepoints cannot be counted: {counters.why}"
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -13,8 +14,11 @@ from hostfault.image.programs import loader_argv
 from hostfault.plumbing.errors import LaunchError, UsageError
 from hostfault.plumbing.process import run
 
+log = logging.getLogger(__name__)
+
 PROGRAM = "qemu-system-x86_64"
 _START_PATIENCE = 30.0  # seconds for a QEMU that only prints something
+_SANDBOX = "on,obsolete=deny,spawn=deny,resourcecontrol=deny"
 _VERSION = re.compile(r"QEMU emulator version (\d+(?:\.\d+)*)")
 
 
@@ -63,6 +67,32 @@ def environment_of(qemu: Qemu) -> dict[str, str]:
     if qemu.source == "image":
         return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
     return dict(os.environ)
+
+
+def confinement(qemu: Qemu, user: int | None) -> tuple[str, ...]:
+    """Options that take from a QEMU what it does not need, before its guest runs.
+
+    A filter for system calls (``-sandbox``, seccomp), and with ``user`` that it becomes that
+    user, and the group of the same number, once it has opened what it needs. Then the filter has
+    to let it change its user, which it can no longer do once it is nobody and has no capability.
+    Raises :class:`UsageError` for a QEMU that cannot change its user.
+    """
+    known = run(
+        [*qemu.argv, "--help"], what="QEMU", timeout=_START_PATIENCE, env=environment_of(qemu)
+    )
+    words: tuple[str, ...] = ()
+    if "\n-sandbox " in known:
+        words += ("-sandbox", _SANDBOX + (",elevateprivileges=deny" if user is None else ""))
+    else:
+        log.info("this QEMU was built without seccomp: it runs without -sandbox")
+    if user is None:
+        return words
+    if "user=" not in known.partition("\n-run-with ")[2].partition("\n-")[0]:
+        raise UsageError(
+            f"--qemu {qemu.source}: this QEMU {qemu.version} cannot give up root's rights "
+            "(-run-with user=): run as an ordinary user in the group kvm, or use --qemu image"
+        )
+    return (*words, "-run-with", f"user={user}:{user}")
 
 
 def _version(qemu: Qemu) -> str:

@@ -129,11 +129,12 @@ class GuestLaunch:
     argv: Sequence[str]
     env: Mapping[str, str]
     qmp: Path  # its socket on this machine
+    changes_user: bool = False  # by itself, see host/qemu.py
 
 
 def boot_guest(agent: Agent, backing: Backing, launch: GuestLaunch, recorder: Recorder) -> None:
     """Start the guest's QEMU, record from before its first instruction, wait for its init."""
-    boot.start(agent, launch.argv, launch.env)
+    boot.start(agent, launch.argv, launch.env, changes_user=launch.changes_user)
 
     def alive() -> None:
         backing.check_alive(agent)

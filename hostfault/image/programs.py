@@ -14,9 +14,9 @@ from pathlib import Path
 from hostfault.plumbing.errors import SetupError
 from hostfault.plumbing.process import run
 
-_LOADER = "lib64/ld-linux-x86-64.so.2"
+LOADER = "lib64/ld-linux-x86-64.so.2"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
-_BUNDLE = "qemu-bundle"
+BUNDLE = "qemu-bundle"
 _UPGRADES = b"/var/run/qemu/%s"
 _NOWHERE = b"/proc/self/no/%s"  # as long, and nobody can make it
 
@@ -32,10 +32,10 @@ def seal(root: Path) -> None:
 
     Raises :class:`SetupError` if the loader is not in the image.
     """
-    beside = (root / _LOADER).resolve().parent
+    beside = (root / LOADER).resolve().parent
     if not beside.is_relative_to(root.resolve()):
         raise SetupError(f"the host image's dynamic loader leads out of it, to {beside}")
-    (beside / _BUNDLE).symlink_to(os.path.relpath(root.resolve(), beside))
+    (beside / BUNDLE).symlink_to(os.path.relpath(root.resolve(), beside))
     for program in root.glob("usr/bin/qemu-system-*"):
         if not program.is_symlink():
             program.write_bytes(program.read_bytes().replace(_UPGRADES, _NOWHERE))
@@ -44,7 +44,7 @@ def seal(root: Path) -> None:
 def loader_argv(root: Path, program: str) -> tuple[str, ...]:
     """The start of a command line that runs ``program`` (a path in ``root``) by its own loader."""
     return (
-        str(root / _LOADER),
+        str(root / LOADER),
         "--inhibit-cache",
         "--library-path",
         str(root / _LIBRARIES),
@@ -56,7 +56,7 @@ def libraries_of(root: Path, program: str) -> list[Path]:
     """The shared libraries that a program of the image needs, as paths relative to ``root``."""
     loader, *rest = loader_argv(root, program)
     listing = run([loader, "--list", *rest], what=f"listing the libraries of {program}")
-    found = [Path(_LOADER)]
+    found = [Path(LOADER)]
     for line in listing.splitlines():
         _, arrow, target = line.partition(" => ")
         path = Path(target.split(" (")[0])

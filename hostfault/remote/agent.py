@@ -41,10 +41,28 @@ class Agent:
         return dict(self._ask("hello"))
 
     def spawn(
-        self, name: str, argv: Sequence[str], env: Mapping[str, str], listen: str | None = None
+        self,
+        name: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        listen: str | None = None,
+        *,
+        changes_user: bool = False,
     ) -> int:
         """Start a program on the host; see the agent's own text. Returns its pid."""
-        return int(self._ask("spawn", name=name, argv=list(argv), env=dict(env), listen=listen))
+        asked = {"name": name, "argv": list(argv), "env": dict(env), "listen": listen}
+        return int(self._ask("spawn", **asked, changes_user=changes_user))
+
+    def other_users(self, number: int) -> list[int]:
+        """Users that nobody is on the host, for what a guest may break into.
+
+        None of them where the agent may not become others.
+        """
+        return [int(user) for user in self._ask("other_users", number=number)]
+
+    def give(self, path: str, user: int) -> None:
+        """Give a directory to a user."""
+        self._ask("give", path=path, user=user)
 
     def ended(self, name: str) -> int | None:
         """Exit code of a child, negative for a signal; None while it runs."""
@@ -146,6 +164,11 @@ class Agent:
         """
         return list(self._ask("trace", anew=anew))
 
+    def counted_by(self) -> tuple[str, str]:
+        """How tracepoints are counted ("tracefs", "perf", or "" for not), and if not, why."""
+        how, why = self._ask("counted_by")
+        return str(how), str(why)
+
     def histogram(self, event: str) -> list[tuple[dict[str, int], int]]:
         """Counts of one tracepoint since :meth:`trace`: (keys, count) for each set of keys."""
         return [(dict(keys), int(count)) for keys, count in self._ask("histogram", event=event)]
@@ -156,13 +179,21 @@ class Agent:
         tails: Sequence[str],
         watched: int | None = None,
         address: int | None = None,
+        place: tuple[int, int] = (0, (1 << 64) - 1),
     ) -> Mapping[str, Any]:
         """Counts since :meth:`trace`, CPU time of a QEMU's vCPUs, its exit code, ends of logs.
 
-        The counts of the frame ``watched`` are always among them. ``backed`` tells whether QEMU's
+        The counts of the frame ``watched`` are always among them; ``place`` are the first and the
+        last instruction that may be the access. ``backed`` tells whether QEMU's
         own memory at ``address`` can be read.
         """
-        asked = {"name": name, "tails": list(tails), "watched": watched, "address": address}
+        asked = {
+            "name": name,
+            "tails": list(tails),
+            "watched": watched,
+            "address": address,
+            "place": list(place),
+        }
         return dict(self._ask("sample", **asked))
 
     def stacks(self, name: str) -> tuple[str, ...]:

@@ -7,12 +7,14 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from hostfault import __version__
 from hostfault.access import ACCESSES
 from hostfault.backing import NUMBER, PAGES
+from hostfault.case.counting import KERNEL_SPACE
 from hostfault.case.model import (
     PAGE_SIZE,
     Ended,
@@ -25,7 +27,9 @@ from hostfault.case.model import (
     Scenario,
     Terms,
     UserspaceExit,
+    VcpuPlace,
 )
+from hostfault.case.statistics import why_unprovable
 from hostfault.case.trouble import trouble
 from hostfault.case.verdict import judge
 from hostfault.fault import FAULTS, Fault, Scene, require
@@ -41,6 +45,7 @@ from hostfault.plumbing.errors import (
 from hostfault.remote.agent import Agent
 from hostfault.remote.qmp import Recorder
 from hostfault.run.liveness import Liveness
+from hostfault.run.place import place_of
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +69,7 @@ class Armed:
     gfn: int  # the frame that the access will touch
     address: int | None  # where QEMU has that frame mapped; None: it does not say
     liveness: Liveness
+    counted_by: str = "tracefs"  # see Observation
 
 
 def arm(testbed: Testbed, scenario: Scenario) -> Armed:
@@ -79,7 +85,7 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
         fill[NUMBER] = None
     liveness = Liveness(testbed.guest)
     liveness.ask()
-    start_tracing(testbed.agent)
+    counted_by = start_tracing(testbed.agent)
     page, view = backing.make_page(testbed.agent, fill), backing.view()
     page_first = not fault.starts_as_hole
     task = probe.Probe(testbed.probe or probe.start(testbed.guest))
@@ -87,7 +93,10 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
     gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
     first_gfn = gfn if page_first else gfn - NUMBER
-    calibrate(testbed.agent, first_gfn, 0 if access.by_kernel else task.report().rip)
+    if counted_by == "tracefs":
+        calibrate(testbed.agent, first_gfn, 0 if access.by_kernel else task.report().rip)
+    else:
+        require_two_dimensional_paging(testbed.agent)
     terms = Terms(
         takes_page=fault.takes_page,
         control=fault.control,
@@ -96,18 +105,26 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
         expected=fault.expected(access, fill[NUMBER] or 0, STORED),
     )
     scene = Scene(testbed.agent, testbed.guest, page, view)
-    return Armed(scenario, terms, scene, task, gfn, _host_address(testbed.recorder, gfn), liveness)
+    address = _host_address(testbed.recorder, gfn)
+    return Armed(scenario, terms, scene, task, gfn, address, liveness, counted_by)
 
 
-def start_tracing(agent: Agent) -> None:
-    """Begin to count. Raises :class:`MissingCapabilityError` for a kernel that cannot."""
+def start_tracing(agent: Agent) -> str:
+    """Begin to count; returns by what, see :class:`Observation`.
+
+    Raises :class:`MissingCapabilityError` for a kernel that cannot, although we may.
+    """
     missing = NEEDED_EVENTS - set(agent.trace(anew=False))
-    if missing:
+    how, why = agent.counted_by()
+    if why:
+        log.info("no tracepoint is counted: %s", why)
+    if missing and how:
         raise MissingCapabilityError(
             "tracing",
             f"the host's kernel cannot count {', '.join(sorted(missing))}: "
             "see kernels/config/50-tracing.config for the options that it needs",
         )
+    return how
 
 
 def calibrate(agent: Agent, gfn: int, rip: int) -> None:
@@ -124,6 +141,21 @@ def calibrate(agent: Agent, gfn: int, rip: int) -> None:
         f"KVM's tracepoint did not show the first touch of gfn {gfn:#x} at {rip:#x}: is "
         f"two-dimensional paging off, or this another PID namespace? It showed {seen[:4]}",
     )
+
+
+def require_two_dimensional_paging(agent: Agent) -> None:
+    """Where no first touch can be seen: without it, addresses and statistics mean another thing.
+
+    Raises :class:`MissingCapabilityError`. (Both parameters can be read by every user.)
+    """
+    told = []
+    for path in ("kvm_amd/parameters/npt", "kvm_intel/parameters/ept"):
+        with suppress(HostfaultError):  # a module that is not there
+            told.append(f"{path}={agent.read(f'/sys/module/{path}', 0, 16)[0].strip()}")
+    if not any(each.endswith(("=Y", "=1")) for each in told):
+        raise MissingCapabilityError(
+            "tracing", f"without tracefs, two-dimensional paging must be on: {told or 'no KVM'}"
+        )
 
 
 def _host_address(recorder: Recorder, gfn: int) -> int | None:
@@ -174,6 +206,7 @@ class Recording:
             version=__version__,
             on_tcg=testbed.host.on_tcg,
             vmm_policy=testbed.policy.name,
+            counted_by=armed.counted_by,
         )
 
     @property
@@ -185,7 +218,7 @@ class Recording:
     def is_over(self) -> bool:
         """Whether more samples can change nothing: proven, or something needed has ended."""
         seen = self._so_far
-        return bool(trouble(seen) or seen.qemu_ended or judge(seen))
+        return bool(trouble(seen) or seen.qemu_ended or judge(seen) or why_unprovable(seen))
 
     def begin(self) -> None:
         """Take the sample that everything is compared with."""
@@ -322,8 +355,9 @@ class Recording:
     def _sample(self) -> None:
         testbed = self._testbed
         tails = (*TAILS, *testbed.policy.logs)
+        address = self._address if self._taken else None
         seen = testbed.agent.sample(
-            boot.NAME, tails, self._so_far.expected_gfn, self._address if self._taken else None
+            boot.NAME, tails, self._so_far.expected_gfn, address, place=self._instructions()
         )
         run_state = _ask(lambda: str(testbed.recorder.execute("query-status")["status"]), "")
         stats: Mapping[str, int] = _ask(lambda: vcpu_stats(testbed), {})
@@ -338,6 +372,7 @@ class Recording:
             exits=tuple(UserspaceExit(*each) for each in seen["exits"]),
             backed=seen["backed"],
             stacks=() if stats else testbed.agent.stacks(boot.NAME),  # no stats: a vCPU is stuck
+            place=self._place(),
         )
         console, qemu_log, *policy_log = seen["tails"]
         self._so_far = dataclasses.replace(
@@ -350,6 +385,22 @@ class Recording:
             back_end_ended=self._back_end(seen["gone"]),
             host_ended=testbed.host.ended(),
         )
+
+    def _instructions(self) -> tuple[int, int]:
+        """The first and the last guest instruction that may be the access."""
+        if self._so_far.terms.by_kernel:
+            return KERNEL_SPACE, (1 << 64) - 1
+        rip = self._so_far.probe.rip
+        return rip, rip
+
+    def _place(self) -> VcpuPlace | None:
+        """Where the vCPU is; asked for where nothing else tells what it faults on."""
+        seen = self._so_far
+        if seen.counted_by or not self._taken or seen.expected_gfn is None:
+            return None
+        gfn = seen.expected_gfn
+        place: VcpuPlace | None = _ask(lambda: place_of(self._testbed.recorder, gfn), None)
+        return place
 
     def _back_end(self, gone: Mapping[str, int]) -> Ended | None:
         """How a program of the backing's came to its end, if one did.

@@ -17,7 +17,7 @@ from hostfault.plumbing.cache import Cache
 from hostfault.plumbing.ssh_keys import Identity
 from hostfault.run.lab import Lab
 
-HERE = Path("/run/hostfault")
+HERE = Path(__file__).parents[3]  # what the host was given, or a copy of it
 
 
 class PreparedLab(Lab):

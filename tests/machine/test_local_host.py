@@ -2,99 +2,121 @@
 
 from __future__ import annotations
 
-import platform
+import json
 import re
-import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
-from pathlib import Path
+import shlex
+from collections.abc import Iterator
 
 import pytest
+from project_host import HERE, LEFT, host_with_project, pytest_in
 
-from hostfault.case.model import HostImage
-from hostfault.host import outer_qemu as host_machine
-from hostfault.host.emulated import payload
-from hostfault.host.outer_qemu import MachineSpec, Sockets
-from hostfault.host.qemu import find_qemu
-from hostfault.image import guest_image, host_image, host_initramfs
-from hostfault.kernel import resolve
-from hostfault.kernel.catalog import newest
-from hostfault.plumbing.cache import Cache, default_cache, key_of
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.process import run
-from hostfault.plumbing.short_directory import short_directory
-from hostfault.plumbing.ssh_keys import identity
-from hostfault.remote.ssh import connect
+from hostfault.remote.shell import Answer
+from hostfault.remote.ssh import SshShell
 
-PROJECT = Path(__file__).parents[2]
-WHERE = "/run/hostfault/project"
-PACKAGES = ("pytest", "pytest-timeout", "qemu.qmp", "paramiko")
-COMMAND = (
-    f"cd {WHERE} && PYTHONPATH=/run/hostfault/site:{WHERE}:{WHERE}/tests/machine "
-    "python3 -m pytest -p local_lab --host local --qemu system -k zero-load-apf tests/dax"
+JOB = "/tmp/job"  # an ordinary user's copy of what the host was given
+USER, KVM = 1000, 993  # the user, and a group that may use /dev/kvm
+PREPARE = (
+    f"mkdir -m 755 {JOB} {JOB}/home && cp -a {HERE}/. {JOB} && chown -R {USER}:{USER} {JOB} && "
+    f"chgrp {KVM} /dev/kvm && chmod 660 /dev/kvm"
+)
+MAY_COUNT = (  # what an administrator does who lets the group count
+    "echo 1 >/proc/sys/kernel/perf_event_paranoid && "
+    f"mount -o remount,gid={KVM},mode=750 /sys/kernel/tracing"
 )
 
-LEFT = "ls -d /tmp/hostfault-* 2>/dev/null; busybox pidof qemu-system-x86_64"
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshShell]:
+    with host_with_project(tmp_path_factory.mktemp("host")) as shell:
+        shell.check(PREPARE, Deadline(60.0, "an ordinary user's files"))
+        yield shell
 
 
-def site_packages(cache: Cache, image: HostImage) -> Path:
-    """The Python packages of the harness, for the Python of the host image."""
-    version = next((image.root / "usr/lib").glob("python3.*")).name.removeprefix("python")
-    wanted = {"packages": " ".join(PACKAGES), "python": version, "machine": platform.machine()}
-
-    def build(place: Path) -> None:
-        tags = [f"--platform=manylinux{tag}_x86_64" for tag in ("_2_34", "_2_28", "2014")]
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(place)]
-        options = [f"--python-version={version}", "--only-binary=:all:", *tags]
-        run([*pip, *options, *PACKAGES], what="pip")
-
-    return cache.obtain("site-packages", key_of(wanted), build)
+def as_root(host: SshShell, tests: str) -> Answer:
+    watched = shlex.quote(f"{pytest_in(HERE)} {tests}")
+    return run(host, f"python3 {HERE}/project/tests/machine/witness_rights.py sh -c {watched}")
 
 
-def project_files() -> Mapping[str, Path]:
-    """What pytest needs of the project, by its name below /run/hostfault."""
-    files = [
-        PROJECT / "pyproject.toml",
-        PROJECT / "conftest.py",
-        *(PROJECT / "kernels").glob("*.toml"),
-        *(PROJECT / "hostfault").rglob("*.py"),
-        *(PROJECT / "tests" / "dax").rglob("*.py"),
-        PROJECT / "tests" / "machine" / "local_lab.py",
-    ]
-    return {f"project/{each.relative_to(PROJECT)}": each for each in files}
+def as_user(host: SshShell, tests: str, groups: str = f"--groups {KVM}") -> Answer:
+    user = f"env HOME={JOB}/home setpriv --reuid {USER} --regid {USER} {groups}"
+    return run(host, f"{user} sh -c {shlex.quote(f'{pytest_in(JOB)} {tests}')}")
+
+
+def run(host: SshShell, command: str) -> Answer:
+    answer = host.run(command, Deadline(400.0, "pytest inside the emulated host"))
+    print(answer.text)
+    left = host.run(LEFT, Deadline(10.0, "ls"))
+    assert left.text.strip() == "", "something of the run is left"
+    return answer
+
+
+def rights(answer: Answer, of: str) -> dict[str, str]:
+    found = re.search(r"^RIGHTS (.*)$", answer.text, re.MULTILINE)
+    assert found is not None
+    told: dict[str, str] = json.loads(found[1])[of]
+    return told
 
 
 @pytest.mark.timeout(600)
-def test_a_case_on_a_local_host_proves_the_spin(tmp_path: Path) -> None:
-    cache = default_cache()
-    keys = identity(cache)
-    kernel = resolve(newest(), cache)
-    image = host_image(cache)
-    guest = guest_image(cache, kernel, image, keys, ("virtiofs",))
-    public = tmp_path / "host_public"
-    public.write_text(keys.host_public)
-    load = {
-        **payload(kernel.image, guest.initramfs, keys),
-        **project_files(),
-        "site": site_packages(cache, image),
-        "client_key.openssh": keys.client_key,
-        "host_public": public,
-    }
-    initramfs = host_initramfs(cache, kernel, image, keys, load)
-    spec = MachineSpec(find_qemu("image", image), image, kernel, initramfs, "tcg")
-    with ExitStack() as stack:
-        directory = stack.enter_context(short_directory())
-        machine = stack.enter_context(host_machine.start(spec, directory, tmp_path, incoming=False))
-        machine.boot(Deadline(120.0, "the emulated host to boot"))
-        ssh = Sockets.below(directory).host_ssh
-        shell = connect("host", ssh, keys, Deadline(60.0, "SSH of the emulated host"))
-        stack.callback(shell.close)
-        answer = shell.run(COMMAND, Deadline(400.0, "pytest inside the emulated host"))
-        left = shell.run(LEFT, Deadline(10.0, "ls"))
-    print(answer.text)
+def test_a_case_as_root_proves_the_spin_and_the_guest_gets_at_no_right_of_root_s(
+    host: SshShell,
+) -> None:
+    answer = as_root(host, "-k zero-load-apf tests/dax")
     assert re.search(r"host: local.*\(a guest boots on /dev/kvm\)", answer.text)
     assert re.search(r"virtiofs-dax +zero +load +async-pf +SPIN", answer.text)
     # What runs on a local host is not known to be a packaged kernel, so no known issue applies.
     assert "1 failed" in answer.text
     assert answer.code == pytest.ExitCode.TESTS_FAILED
-    assert left.text.strip() == "", "something of the run is left"
+    qemu, back_end = rights(answer, "qemu"), rights(answer, "back-end")
+    for each in (qemu, back_end):
+        assert all(int(user) >= 61184 for user in each["Uid"].split() + each["Gid"].split())
+        assert int(each["CapEff"], 16) == int(each["CapPrm"], 16) == 0
+        assert each["NoNewPrivs"] == "1"
+    assert qemu["Seccomp"] == "2"  # a filter: seccomp(2)
+    assert qemu["Groups"].split() == qemu["Gid"].split()[:1]
+    assert back_end["Groups"] == ""
+    assert qemu["Uid"] != back_end["Uid"]
+
+
+@pytest.mark.timeout(600)
+def test_a_user_of_the_group_kvm_proves_the_spin_without_tracepoints(host: SshShell) -> None:
+    answer = as_user(host, "-k zero-load-noapf tests/dax")
+    assert re.search(r"host: local.*tracepoints cannot be counted", answer.text)
+    assert re.search(r"virtiofs-dax +zero +load +no-async-pf +SPIN", answer.text)
+    assert "no tracepoint is counted" in answer.text
+    assert answer.code == pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+def test_that_user_has_a_verdict_of_every_case_of_dax(host: SshShell) -> None:
+    answer = as_user(host, "tests/dax")
+    assert len(re.findall(r"virtiofs-dax +(?:zero|middle) .* SPIN", answer.text)) == 12
+    assert len(re.findall(r"virtiofs-dax +none .* OK", answer.text)) == 4
+    assert len(re.findall(r"virtiofs-dax +guest .* TASK-ERROR", answer.text)) == 2
+    assert "12 failed, 6 passed" in answer.text
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+def test_a_user_who_may_count_has_the_proof_by_frame(host: SshShell) -> None:
+    host.check(MAY_COUNT, Deadline(10.0, "rights to count"))
+    answer = as_user(host, "-k 'zero-load-apf or zero-write-noapf' tests/dax")
+    assert re.search(r"host: local.*\(a guest boots on /dev/kvm\)", answer.text)
+    assert len(re.findall(r"virtiofs-dax +zero .* SPIN", answer.text)) == 2
+    assert "counted by perf_event_open" in answer.text
+    assert len(re.findall(r"[\d,]+ failed attempts to back gfn", answer.text)) >= 2
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(300)
+def test_what_takes_root_is_a_skip_and_a_user_outside_the_group_kvm_one_clear_error(
+    host: SshShell,
+) -> None:
+    answer = as_user(host, "-k ram-full-load-apf tests/ram")
+    assert answer.code == pytest.ExitCode.OK
+    assert re.search(r"SKIP\s+Skipped: tmpfs: the agent may not mount a tmpfs", answer.text)
+    answer = as_user(host, "-k zero-load-apf tests/dax", groups="--clear-groups")
+    assert answer.code == pytest.ExitCode.USAGE_ERROR
+    assert answer.text.count("forbidden to this user: join the group kvm") == 1

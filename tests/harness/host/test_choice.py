@@ -23,6 +23,13 @@ NO_TRACING = MachineFacts("", "only root may: use sudo for the local host")
             Choice("emulated", "no usable /dev/kvm: guest did not boot: KVM internal error"),
         ),
         (Settings(), NO_TRACING, Choice("emulated", "only root may: use sudo for the local host")),
+        (
+            Settings(host="local"),  # with fewer proofs, as nobody is put there unasked
+            NO_TRACING,
+            Choice(
+                "local", "asked for with --host local; only root may: use sudo for the local host"
+            ),
+        ),
         (Settings(require=("kvm",)), GOOD, Choice("local", "a guest boots on /dev/kvm")),
         (
             Settings(require=("all",)),  # for want of kvm no test is skipped, so it is not meant
@@ -56,7 +63,7 @@ def test_a_run_gets_the_host_that_fits_and_says_why(
 @pytest.mark.parametrize(
     ("settings", "machine", "capability"),
     [
-        (Settings(host="local"), NO_TRACING, "tracing"),
+        (Settings(host="local", require=("tracing",)), NO_TRACING, "tracing"),
         (Settings(require=("kvm",)), NO_KVM, "kvm"),
         (Settings(require=("kvm",)), NO_TRACING, "kvm"),
     ],

@@ -115,14 +115,14 @@ def test_a_tracefs_that_is_not_mounted_says_how_to_mount_it(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
-        (PermissionError(13, "Permission denied"), "use sudo"),
+        (PermissionError(13, "Permission denied"), "tracefs is root's"),
         (OSError("no CONFIG_HIST_TRIGGERS\nand a log"), "be counted: no CONFIG_HIST_TRIGGERS"),
     ],
 )
 def test_tracing_that_is_refused_says_what_to_do(
     tracefs: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, advice: str
 ) -> None:
-    def refuse(_: tracing.Tracer) -> list[str]:
+    def refuse(_: tracing.Tracer) -> list[str]:  # and of perf events there is no number
         raise error
 
     monkeypatch.setattr(tracing.Tracer, "start", refuse)  # root is never refused

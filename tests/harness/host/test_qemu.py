@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hostfault.case.model import HostImage, Qemu
-from hostfault.host.qemu import environment_of, find_qemu
+from hostfault.host.qemu import confinement, environment_of, find_qemu
 from hostfault.plumbing.errors import LaunchError, UsageError
 
 DEVICE = 'name "vhost-user-test-device-pci", bus PCI, desc "vhost-user-test-device"'
@@ -115,3 +115,40 @@ def test_a_program_that_is_no_qemu_is_refused(tmp_path: Path, words: str) -> Non
     program.chmod(0o755)
     with pytest.raises(UsageError, match=r"--qemu .*: not a QEMU(?s:.*)is this QEMU"):
         find_qemu(str(program), None)
+
+
+HELP = """-sandbox on[,obsolete=allow|deny]
+                Enable seccomp
+-run-with [async-teardown=on|off]
+          [,exit-with-parent=on|off][,user=username|uid:gid]
+                Set miscellaneous
+-more
+"""
+
+
+def with_help(tmp_path: Path, text: str) -> Qemu:
+    """A QEMU that prints that help; as in one's, an option stands at the beginning of a line."""
+    path = tmp_path / "qemu"
+    path.write_text(f"#!/bin/sh\ncat <<'END'\nusage: qemu\n{text}END\n")
+    path.chmod(0o755)
+    return Qemu(str(path), "11.1.3", (str(path),))
+
+
+def test_a_qemu_gets_a_filter_and_another_user_before_its_guest_runs(tmp_path: Path) -> None:
+    qemu = with_help(tmp_path, HELP)
+    words = confinement(qemu, 61234)
+    assert words[words.index("-run-with") + 1] == "user=61234:61234"
+    assert "elevateprivileges" not in words[words.index("-sandbox") + 1]  # it has to change users
+    words = confinement(qemu, None)
+    assert "-run-with" not in words
+    assert words[words.index("-sandbox") + 1].endswith(
+        ",spawn=deny,resourcecontrol=deny,elevateprivileges=deny"
+    )
+
+
+def test_a_qemu_without_seccomp_goes_without_and_one_that_stays_root_is_refused(
+    tmp_path: Path,
+) -> None:
+    assert confinement(with_help(tmp_path, "-more\n"), None) == ()
+    with pytest.raises(UsageError, match="cannot give up root's rights"):
+        confinement(with_help(tmp_path, HELP.replace(",user=username", "")), 61234)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -275,3 +276,50 @@ def test_the_kernel_that_runs_must_be_the_one_that_was_asked_for() -> None:
             prove_kernel(agent, kernel("6.1", ""))
         with pytest.raises(SetupError, match=r"build id of kvm.ko is abcd, not beef"):
             prove_kernel(agent, kernel("7.3.4", "beef"))
+
+
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+@ROOT_ONLY
+def test_other_users_are_different_and_nobody_s(agent: Agent) -> None:
+    users = agent.other_users(2)
+    assert len(set(users)) == 2
+    for user in users:
+        with pytest.raises(KeyError):
+            pwd.getpwuid(user)
+
+
+@ROOT_ONLY
+def test_a_file_made_in_a_directory_that_was_given_away_is_its_owner_s(
+    agent: Agent, directory: Path
+) -> None:
+    agent.make_directory("shared")
+    agent.give("shared", 61234)
+    agent.make_file("shared/data", [1], 4096)
+    assert (directory / "shared" / "data").stat().st_uid == 61234
+    agent.make_file("mine", [1], 4096)
+    assert (directory / "mine").stat().st_uid == 0
+
+
+@ROOT_ONLY
+def test_a_child_that_became_another_user_ends_with_an_agent_that_is_killed(
+    agent: Agent, tmp_path: Path
+) -> None:
+    code = "import os, time; os.setuid(61234); print('changed', flush=True); time.sleep(100)"
+    env = {"PATH": os.environ["PATH"]}
+    pid = agent.spawn("sleeper", [sys.executable, "-c", code], env, changes_user=True)
+
+    def changed() -> bool | None:
+        return True if "changed" in agent.read("sleeper.log")[0] else None
+
+    poll(Deadline(10.0, "the child to change its user"), changed)
+    os.kill(int(agent.hello()["pid"]), signal.SIGKILL)
+    poll(Deadline(10.0, "the child to end"), lambda: None if is_alive(pid) else True)
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie, whom nobody reaps in a container, is not."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False

@@ -23,7 +23,14 @@ from hostfault.plumbing.errors import (
 )
 from hostfault.run import observe as module
 from hostfault.run.liveness import Liveness
-from hostfault.run.observe import Armed, calibrate, observe, start_tracing, vcpu_stats
+from hostfault.run.observe import (
+    Armed,
+    calibrate,
+    observe,
+    require_two_dimensional_paging,
+    start_tracing,
+    vcpu_stats,
+)
 
 SCENARIO = Scenario("virtiofs-dax", "zero", "load", async_pf=True)
 GFN = 0xF8008
@@ -43,6 +50,8 @@ class PretendedAgent:
         self, answers: int = 10**6, qemu_code: int | None = None, faults: int = 100
     ) -> None:
         self.events = ["kvm_page_fault"]
+        self.how = "tracefs"
+        self.parameters: dict[str, str] = {}
         self.gone: dict[str, int] = {}
         self.room_made = False
         self.faults = faults  # from one sample to the next
@@ -52,7 +61,12 @@ class PretendedAgent:
         self.qemu_code = qemu_code
 
     def sample(
-        self, _name: str, tails: Sequence[str], _gfn: int, address: int | None = None
+        self,
+        _name: str,
+        tails: Sequence[str],
+        _gfn: int,
+        address: int | None = None,
+        place: tuple[int, int] | None = None,
     ) -> Mapping[str, Any]:
         if self.samples >= self.answers:
             raise ConnectionLostError("waited 10.0 s for the host's agent to answer sample")
@@ -78,6 +92,14 @@ class PretendedAgent:
 
     def trace(self, *, anew: bool) -> list[str]:
         return self.events
+
+    def counted_by(self) -> tuple[str, str]:
+        return self.how, ""
+
+    def read(self, path: str, *_: object) -> tuple[str, int]:
+        if path not in self.parameters:
+            raise HostfaultError(f"read failed on the host: {path}")
+        return self.parameters[path], 0
 
     def truncate(self, _path: str, _size: int) -> int:
         """Undoing a truncation gives the page back."""
@@ -206,6 +228,24 @@ def test_a_host_that_cannot_count_is_a_missing_capability() -> None:
     agent.events = ["kvm_async_pf_ready"]
     with pytest.raises(MissingCapabilityError, match=r"tracing: .* cannot count kvm_page_fault"):
         start_tracing(cast("Any", agent))
+
+
+def test_who_may_not_count_is_told_by_what_else_it_is_judged() -> None:
+    agent = PretendedAgent()
+    assert start_tracing(cast("Any", agent)) == "tracefs"
+    agent.events, agent.how = [], ""
+    assert start_tracing(cast("Any", agent)) == ""
+
+
+@pytest.mark.parametrize(("value", "good"), [("Y\n", True), ("1\n", True), ("N\n", False)])
+def test_without_tracefs_two_dimensional_paging_must_be_on(value: str, good: bool) -> None:
+    agent = PretendedAgent()
+    agent.parameters = {"/sys/module/kvm_amd/parameters/npt": value}
+    if good:
+        require_two_dimensional_paging(cast("Any", agent))
+    else:
+        with pytest.raises(MissingCapabilityError, match="npt=N"):
+            require_two_dimensional_paging(cast("Any", agent))
 
 
 def test_row_14_a_tracer_that_does_not_see_the_first_touch_is_a_missing_capability() -> None:

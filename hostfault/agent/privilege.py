@@ -1,0 +1,87 @@
+"""Users that nobody is, for what a guest may break into; and a guard for what changes its user."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import random
+import subprocess
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+# Where systemd finds users for a service's lifetime (systemd.exec(5), DynamicUser=): on any
+# distribution these numbers are given to nobody for good.
+FIRST, LAST = 61184, 65519
+CHOWN, KILL, SETGID, SETUID, SYS_PTRACE = 0, 5, 6, 7, 19  # linux/capability.h
+NEEDED = (CHOWN, KILL, SETGID, SETUID, SYS_PTRACE)  # to change users, and look after them then
+
+# $1: a process group. Ends it when the input does, which is when whoever holds the other end has.
+_GUARD = 'read -r line; kill -s KILL -- "-$1"'
+
+
+def other_users(number: int) -> list[int]:
+    """Numbers of users, and of groups, that nobody is at this moment; none if we may not be them.
+
+    That takes root with the capabilities :data:`NEEDED`, in a user namespace that knows them.
+    """
+    if os.geteuid() != 0 or not _capable():
+        return []
+    taken = {found.pw_uid for found in pwd.getpwall()} | set(_running())
+    free = [uid for uid in range(FIRST, LAST) if uid not in taken and _is_mapped(uid)]
+    return random.sample(free, number) if len(free) >= number else []
+
+
+def guard(group: int) -> subprocess.Popen[bytes]:
+    """A process that kills a process group once we are gone; end it when that group has ended.
+
+    For programs that change their user: that takes their parent-death signal away (prctl(2)).
+    """
+    return subprocess.Popen(
+        ["sh", "-c", _GUARD, "sh", str(group)],
+        env={"PATH": os.defpath},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def dismiss(guards: Collection[subprocess.Popen[bytes]]) -> None:
+    """End guards before they act."""
+    for each in guards:
+        each.kill()
+        each.wait(10)
+        if each.stdin is not None:
+            each.stdin.close()
+
+
+def _capable() -> bool:
+    """Whether this process has all capabilities that are needed (proc(5), CapEff)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            effective = int(line.split()[1], 16)
+            return all(effective >> each & 1 for each in NEEDED)
+    return False
+
+
+def _running() -> Iterator[int]:
+    """The users of all processes that there are."""
+    for each in Path("/proc").iterdir():
+        if each.name.isdecimal():
+            with suppress(OSError):
+                yield each.stat().st_uid
+
+
+def _is_mapped(uid: int) -> bool:
+    """Whether this user namespace knows a number, as user and as group (user_namespaces(7))."""
+    return all(
+        any(first <= uid < first + count for first, count in _ranges(Path(f"/proc/self/{name}")))
+        for name in ("uid_map", "gid_map")
+    )
+
+
+def _ranges(path: Path) -> Iterator[tuple[int, int]]:
+    for line in path.read_text().splitlines():
+        first, _, count = line.split()
+        yield int(first), int(count)
