@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from hostfault.bisect.children import Programs, Tester
-from hostfault.bisect.codes import CANNOT_BE_TESTED, STOP, TERMS, Decision, Terms
+from hostfault.bisect.codes import CANNOT_BE_TESTED, STOP, TERMS, BisectTerms, Decision
 from hostfault.bisect.decide import Rule
 from hostfault.bisect.packages import Found, between, search
 from hostfault.bisect.repository import Repository
@@ -90,7 +90,7 @@ def _packages(asked: argparse.Namespace, programs: Programs) -> int:
     return _tell(search(names, test), names, terms)
 
 
-def _tell(found: Found, names: Sequence[str], terms: Terms) -> int:
+def _tell(found: Found, names: Sequence[str], terms: BisectTerms) -> int:
     old, new = terms.word(found.old), terms.word(found.new)
     if found.old is found.new:
         print(

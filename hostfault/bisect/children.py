@@ -43,7 +43,7 @@ class Programs:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltKernel:
     """A kernel that was built."""
 
     how: str  # "KVM only" | "whole kernel", for people
@@ -91,14 +91,14 @@ class Tester:
         ]
 
 
-def build(programs: Programs, kernel: str, folder: Path, patience: float) -> Built:
+def build(programs: Programs, kernel: str, folder: Path, patience: float) -> BuiltKernel:
     """Build the kernel that ``kernel`` names, within ``patience`` seconds.
 
     Raises :class:`UntestableError` if it does not build, or not in time, and
     :class:`BrokenHarnessError` if the trouble is not the kernel's.
     """
     said = _build(programs, [kernel], folder, patience)
-    return Built(said["how"], identity(said["kernel"]))
+    return BuiltKernel(said["how"], identity(said["kernel"]))
 
 
 def compile_afresh(programs: Programs, kernel: str, folder: Path, patience: float) -> None:

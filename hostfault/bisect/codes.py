@@ -29,7 +29,7 @@ FAILS = ("bad", "broken")
 
 
 @dataclass(frozen=True)
-class Terms:
+class BisectTerms:
     """What the two kinds of kernels are called, and which of them came first."""
 
     name: str  # what --term takes
@@ -62,13 +62,13 @@ class Terms:
 TERMS = {
     terms.name: terms
     for terms in (
-        Terms("good/bad", "good", "bad", good_is_old=True),
-        Terms("broken/fixed", "fixed", "broken", good_is_old=False),
+        BisectTerms("good/bad", "good", "bad", good_is_old=True),
+        BisectTerms("broken/fixed", "fixed", "broken", good_is_old=False),
     )
 }
 
 
-def terms_of(old: str, new: str) -> Terms | None:
+def terms_of(old: str, new: str) -> BisectTerms | None:
     """The terms of a bisection that calls its ends so, by what the words mean.
 
     None if they mean nothing to us. Raises ValueError if both ends mean the same.
@@ -80,7 +80,7 @@ def terms_of(old: str, new: str) -> Terms | None:
         raise ValueError(f"{old} and {new} both mean that the tests {_meaning(old)}")
     good_is_old = old_passes is True or new_passes is False
     good, bad = (old, new) if good_is_old else (new, old)
-    return Terms(f"{old}/{new}", good, bad, good_is_old)
+    return BisectTerms(f"{old}/{new}", good, bad, good_is_old)
 
 
 def _passes(word: str) -> bool | None:

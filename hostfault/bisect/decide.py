@@ -12,8 +12,10 @@ from hostfault.case.model import VerdictKind
 from hostfault.plumbing.errors import UsageError
 
 
-class Outcome(enum.StrEnum):
+class TestOutcome(enum.StrEnum):
     """What pytest says of a test."""
+
+    __test__ = False  # pytest: this is no test class
 
     PASSED = "passed"
     FAILED = "failed"
@@ -28,10 +30,10 @@ class TestResult:
     __test__ = False  # pytest: this is no test class
 
     name: str
-    outcome: Outcome
+    outcome: TestOutcome
     verdict: VerdictKind | None = None  # None: it came to none
     text: str = ""  # the verdict's summary, or what went wrong instead
-    kernel: str = ""  # identity of the host kernel that really ran, see Built.identity
+    kernel: str = ""  # identity of the host kernel that really ran, see BuiltKernel.identity
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ def sort(run: RunResult, counts: Collection[VerdictKind] = ()) -> Sort:
     all passed, each with a verdict, make it good. ``counts`` are the verdicts that count as bad
     (none: all); another failing verdict then proves nothing: it may be another defect.
     """
-    failed = {test.verdict for test in run.tests if test.outcome is Outcome.FAILED} - {None}
+    failed = {test.verdict for test in run.tests if test.outcome is TestOutcome.FAILED} - {None}
     if failed & set(counts) if counts else failed:
         return Sort.BAD
-    passed = [test.outcome is Outcome.PASSED and test.verdict is not None for test in run.tests]
+    passed = [test.outcome is TestOutcome.PASSED and test.verdict is not None for test in run.tests]
     return Sort.GOOD if passed and all(passed) else Sort.NOTHING
 
 
@@ -113,7 +115,7 @@ def why_nothing(run: RunResult) -> str:
     if run.trouble or not run.tests:
         return first_line(run.trouble or "no test ran")
     for test in run.tests:
-        if test.outcome is not Outcome.PASSED or test.verdict is None:
+        if test.outcome is not TestOutcome.PASSED or test.verdict is None:
             return first_line(f"{test.name} {test.outcome}: {test.text}")
     return ""
 

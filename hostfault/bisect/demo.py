@@ -44,14 +44,14 @@ _PANIC = _INIT + '\tpanic("hostfault: this commit does not boot");\n'
 
 
 @dataclass(frozen=True)
-class Commit:
+class DemoCommit:
     """One commit to make."""
 
     subject: str
     edit: Edit
 
 
-def history(fix: Edit) -> tuple[Commit, ...]:
+def history(fix: Edit) -> tuple[DemoCommit, ...]:
     """The dozen, oldest first, to be made on top of :data:`START`; ``fix`` is the one that fixes.
 
     Each defect but the spin is undone by the commit after it. What does not boot stands in the
@@ -59,22 +59,24 @@ def history(fix: Edit) -> tuple[Commit, ...]:
     """
     about = "say what this file is about"
     return (
-        Commit(f"KVM: x86: {about} (i8254)", _remark("arch/x86/kvm/i8254.c")),
-        Commit(f"KVM: x86: {about} (i8259)", _remark("arch/x86/kvm/i8259.c")),
-        Commit(f"KVM: x86: {about} (mtrr)", _remark("arch/x86/kvm/mtrr.c")),
-        Commit(DOES_NOT_BUILD, _append("arch/x86/kvm/debugfs.c", _UNWRITTEN)),
-        Commit("KVM: x86: write it another time", _replace("arch/x86/kvm/debugfs.c", _UNWRITTEN)),
-        Commit(DOES_NOT_BOOT, _replace("virt/kvm/kvm_main.c", _INIT, _PANIC)),
-        Commit("KVM: let it be loaded again", _replace("virt/kvm/kvm_main.c", _PANIC, _INIT)),
-        Commit(FIX, fix),
-        Commit(f"KVM: x86: {about} (ioapic)", _remark("arch/x86/kvm/ioapic.c")),
-        Commit(f"KVM: x86: {about} (irq)", _remark("arch/x86/kvm/irq.c")),
-        Commit(f"KVM: {about} (eventfd)", _remark("virt/kvm/eventfd.c")),
-        Commit(f"KVM: {about} (irqchip)", _remark("virt/kvm/irqchip.c")),
+        DemoCommit(f"KVM: x86: {about} (i8254)", _remark("arch/x86/kvm/i8254.c")),
+        DemoCommit(f"KVM: x86: {about} (i8259)", _remark("arch/x86/kvm/i8259.c")),
+        DemoCommit(f"KVM: x86: {about} (mtrr)", _remark("arch/x86/kvm/mtrr.c")),
+        DemoCommit(DOES_NOT_BUILD, _append("arch/x86/kvm/debugfs.c", _UNWRITTEN)),
+        DemoCommit(
+            "KVM: x86: write it another time", _replace("arch/x86/kvm/debugfs.c", _UNWRITTEN)
+        ),
+        DemoCommit(DOES_NOT_BOOT, _replace("virt/kvm/kvm_main.c", _INIT, _PANIC)),
+        DemoCommit("KVM: let it be loaded again", _replace("virt/kvm/kvm_main.c", _PANIC, _INIT)),
+        DemoCommit(FIX, fix),
+        DemoCommit(f"KVM: x86: {about} (ioapic)", _remark("arch/x86/kvm/ioapic.c")),
+        DemoCommit(f"KVM: x86: {about} (irq)", _remark("arch/x86/kvm/irq.c")),
+        DemoCommit(f"KVM: {about} (eventfd)", _remark("virt/kvm/eventfd.c")),
+        DemoCommit(f"KVM: {about} (irqchip)", _remark("virt/kvm/irqchip.c")),
     )
 
 
-def make(tree: Path, commits: Sequence[Commit]) -> dict[str, str]:
+def make(tree: Path, commits: Sequence[DemoCommit]) -> dict[str, str]:
     """Turn a source tree into a git repository with that history; its ids by subject.
 
     Who, when and what are the same each time, and so are the ids.
@@ -89,7 +91,7 @@ def make(tree: Path, commits: Sequence[Commit]) -> dict[str, str]:
     ):
         git(tree, "config", name, value)
     ids: dict[str, str] = {}
-    for number, commit in enumerate((Commit(START, lambda _: None), *commits)):
+    for number, commit in enumerate((DemoCommit(START, lambda _: None), *commits)):
         commit.edit(tree)
         git(tree, "add", "--all", *(["--force"] if number == 0 else []))
         git(tree, "commit", "--quiet", "--message", commit.subject, minute=number)
@@ -109,7 +111,7 @@ def git(tree: Path, *words: str, minute: int = 0) -> str:
     return run(["git", "-C", str(tree), *words], what=f"git {words[0]}", env={**kept, **who})
 
 
-def start(tree: Path, ids: dict[str, str], commits: Sequence[Commit]) -> None:
+def start(tree: Path, ids: dict[str, str], commits: Sequence[DemoCommit]) -> None:
     """Begin the bisection: what fixed it?"""
     git(tree, "bisect", "start", "--term-old", "broken", "--term-new", "fixed")
     git(tree, "bisect", "broken", ids[START])

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 
 from hostfault.bisect.children import Programs, Tester
-from hostfault.bisect.decide import Outcome, RunResult, in_words
+from hostfault.bisect.decide import RunResult, TestOutcome, in_words
 from hostfault.case.model import VerdictKind
 from hostfault.plumbing.deadline import now, wall_clock
 from hostfault.plumbing.errors import BrokenHarnessError, HostfaultError
@@ -60,7 +60,7 @@ def faults_of(run: RunResult) -> list[str]:
     wrong = [
         f"{test.name}: {test.verdict or test.outcome}: {test.text}"
         for test in run.tests
-        if test.outcome is not Outcome.PASSED or test.verdict is None
+        if test.outcome is not TestOutcome.PASSED or test.verdict is None
     ]
     if not any(test.verdict is VerdictKind.VM_EXIT for test in run.tests):
         wrong.append("no case ended in vm-exit, so that nothing shows that the fix is there")
@@ -69,7 +69,7 @@ def faults_of(run: RunResult) -> list[str]:
 
 def _code(run: RunResult, wrong: Sequence[str]) -> int:
     """A verdict that must not be is the fix's, everything else is trouble."""
-    if any(test.outcome is Outcome.FAILED and test.verdict is not None for test in run.tests):
+    if any(test.outcome is TestOutcome.FAILED and test.verdict is not None for test in run.tests):
         return NOT_FIXED
     return TROUBLE if wrong else ALL_RIGHT
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostfault.bisect.codes import TERMS, Terms, terms_of
+from hostfault.bisect.codes import TERMS, BisectTerms, terms_of
 from hostfault.plumbing.errors import LaunchError, UsageError
 from hostfault.plumbing.process import run
 
@@ -58,7 +58,7 @@ class Repository:
                 "no commit: commit, git stash -u, or list what is no source in .git/info/exclude"
             )
 
-    def terms(self, wanted: str | None) -> Terms:
+    def terms(self, wanted: str | None) -> BisectTerms:
         """What ``--term`` says, checked against what the bisection under way calls its ends.
 
         The words decide, not their order: git lets ``fixed`` be the older end, too. Raises

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from hostfault.bisect.decide import Outcome, TestResult
+from hostfault.bisect.decide import TestOutcome, TestResult
 from hostfault.case.model import VerdictKind
 
 # A test that failed and then met trouble has two marks in the file; the first of these counts.
 _MARKS = (
-    ("failure", Outcome.FAILED),
-    ("error", Outcome.ERROR),
-    ("skipped", Outcome.SKIPPED),
+    ("failure", TestOutcome.FAILED),
+    ("error", TestOutcome.ERROR),
+    ("skipped", TestOutcome.SKIPPED),
 )
 # What hostfault/plugin/keeper.py says of trouble, in what pytest says of an error.
 _TROUBLE = re.compile(r"harness trouble \(\w+\): (?P<what>[^;\n]*)")
@@ -42,7 +42,7 @@ def read(junit: Path) -> tuple[TestResult, ...]:
 
 def _test(case: ElementTree.Element) -> TestResult:
     name = case.get("name", "")
-    outcome, text = Outcome.PASSED, ""
+    outcome, text = TestOutcome.PASSED, ""
     for tag, meaning in _MARKS:
         mark = case.find(tag)
         if mark is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hostfault.bisect.children import Built, Programs, build, compile_afresh
-from hostfault.bisect.codes import Decision, Terms
+from hostfault.bisect.children import BuiltKernel, Programs, build, compile_afresh
+from hostfault.bisect.codes import BisectTerms, Decision
 from hostfault.bisect.repository import Commit, Repository
 from hostfault.bisect.trial import Bench, Trial
 from hostfault.case.model import to_json
@@ -27,7 +27,7 @@ class Step:
     verdicts: str = ""  # run by run
     test_seconds: float = 0.0
 
-    def line(self, terms: Terms) -> str:
+    def line(self, terms: BisectTerms) -> str:
         """The line that the step prints."""
         tests = f"{self.verdicts}, {self.test_seconds:.0f} s" if self.verdicts else "no tests"
         return (
@@ -86,7 +86,9 @@ def _cross_check(
         ) from error
 
 
-def _check_what_ran(repository: Repository, commit: Commit, built: Built, trial: Trial) -> None:
+def _check_what_ran(
+    repository: Repository, commit: Commit, built: BuiltKernel, trial: Trial
+) -> None:
     """Raise if the verdicts are of another kernel than the commit's."""
     ran = {test.kernel for run in trial.runs for test in run.tests if test.verdict is not None}
     if ran - {built.identity}:

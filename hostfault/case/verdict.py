@@ -400,10 +400,11 @@ def _value(observation: Observation, outcome: Outcome, evidence: tuple[str, ...]
     if observation.terms.expected == outcome.value:
         summary = f"{access} returned {outcome.value:#04x}, as it must"
         return Verdict(VerdictKind.OK, summary, evidence)
-    if observation.stored_byte == outcome.value:  # as of a hole that cannot be filled
-        summary = f"{access} returned {outcome.value:#04x}, although nothing backs the page"
+    if observation.stored_byte == outcome.value:  # then it is the fault that says otherwise
+        said = f"the fault says {_expected(observation)}, and the host file holds that byte, too"
     else:
-        summary = f"{access} returned {outcome.value:#04x}, but the host file {_holds(observation)}"
+        said = f"but the host file {_holds(observation)}"
+    summary = f"{access} returned {outcome.value:#04x}, {said}"
     return Verdict(VerdictKind.STALE, summary, evidence)
 
 
@@ -428,6 +429,11 @@ def _holds(observation: Observation) -> str:
     if expected is None or observation.terms.writes:
         return "has no such byte"
     return f"must hold {expected:#04x}"
+
+
+def _expected(observation: Observation) -> str:
+    expected = observation.terms.expected
+    return "that it must fail" if expected is None else f"{expected:#04x}"
 
 
 # --- at the deadline ---------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hostfault.case.model import PAGE_SIZE
-from hostfault.study.crowd import Armed, Task
+from hostfault.study.crowd import ArmedCrowd, Task
 
 
 class Blame(enum.StrEnum):
@@ -52,14 +52,14 @@ def named_frame(qemu_log: str) -> int | None:
     return int(match[1], 16) // PAGE_SIZE if match else None
 
 
-def judge(qemu_log: str, armed: Armed) -> Finding:
+def judge(qemu_log: str, armed: ArmedCrowd) -> Finding:
     """Look at the registers that QEMU printed at the exit."""
     state = registers(qemu_log)
     blame, task = _whom(state, armed)
     return Finding(blame, task.number if task else None, named_frame(qemu_log))
 
 
-def _whom(state: Mapping[str, int], armed: Armed) -> tuple[Blame, Task | None]:
+def _whom(state: Mapping[str, int], armed: ArmedCrowd) -> tuple[Blame, Task | None]:
     if state.get("CPL") != 3:
         return (Blame.KERNEL if state else Blame.UNKNOWN), None
     number = state["R15"] - armed.mark

@@ -23,7 +23,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Armed:
+class ArmedCrowd:
     """What has to be known to tell the tasks apart from outside."""
 
     rip: int  # address of the touching instruction
@@ -41,7 +41,7 @@ class Crowd:
         """Wait until the whole file is mapped."""
         self._channel.wait_for("mapped", deadline)
 
-    def arm(self, pages: Sequence[int], deadline: Deadline) -> Armed:
+    def arm(self, pages: Sequence[int], deadline: Deadline) -> ArmedCrowd:
         """Say which pages to touch; wait until every toucher has done so once."""
         self._channel.say(f"pages {' '.join(map(str, pages))}")
         armed = self._channel.wait_for("armed", deadline)
@@ -49,7 +49,7 @@ class Crowd:
         touched = [task.page for task in tasks if task.page is not None]
         if touched != list(pages):
             raise ProtocolError(f"the crowd was told to touch {list(pages)}, and says {touched}")
-        return Armed(int(armed["rip"], 16), int(armed["mark"], 16), tasks)
+        return ArmedCrowd(int(armed["rip"], 16), int(armed["mark"], 16), tasks)
 
     def go(self) -> None:
         """Give the word."""

@@ -114,7 +114,7 @@ def _set_parameters(testbed: Testbed, cell: Cell) -> None:
 
 def _arm(
     testbed: Testbed, cell: Cell, rng: random.Random
-) -> tuple[crowds.Crowd, crowds.Armed, list[int]]:
+) -> tuple[crowds.Crowd, crowds.ArmedCrowd, list[int]]:
     """Bring all tasks to where they wait for the word; returns the touchers' frames."""
     path = f"{virtiofs_dax.SHARED}/{FILE}"
     testbed.agent.make_file(path, [0xA5], PAGE_SIZE)
@@ -192,7 +192,7 @@ def _result(
     testbed: Testbed,
     cell: Cell,
     repeat: int,
-    armed: crowds.Armed,
+    armed: crowds.ArmedCrowd,
     gfns: list[int],
     outcome: str,
     seconds: float,

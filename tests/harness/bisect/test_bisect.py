@@ -54,7 +54,7 @@ class Tree:
         (self.root / name).parent.mkdir(parents=True, exist_ok=True)
         (self.root / name).write_text(text)
 
-    def commit(self, *commits: demo.Commit) -> dict[str, str]:
+    def commit(self, *commits: demo.DemoCommit) -> dict[str, str]:
         return demo.make(self.root, commits)
 
     def command(self, *words: str) -> list[str]:
@@ -132,9 +132,9 @@ def test_git_bisect_run_finds_the_fix_and_skips_what_cannot_be_tested(tree: Tree
 def test_git_bisect_run_finds_what_broke_it(tree: Tree) -> None:
     again = "KVM: forget to tell"
     commits = (
-        demo.Commit("KVM: tell", fix),
+        demo.DemoCommit("KVM: tell", fix),
         demo.history(fix)[0],
-        demo.Commit(again, unfix),
+        demo.DemoCommit(again, unfix),
         demo.history(fix)[1],
     )
     ids = tree.commit(*commits)
@@ -165,7 +165,7 @@ def test_a_kernel_that_spins_is_bad(stock: Tree) -> None:
 
 
 def test_a_kernel_that_is_fixed_is_good(tree: Tree) -> None:
-    tree.commit(demo.Commit(demo.FIX, fix))
+    tree.commit(demo.DemoCommit(demo.FIX, fix))
     assert tree.bisect().returncode == 0
 
 
@@ -178,7 +178,7 @@ def test_the_answers_are_exchanged_when_the_fix_is_looked_for(tree: Tree) -> Non
 
 
 def test_options_after_two_dashes_reach_pytest(tree: Tree) -> None:
-    tree.commit(demo.Commit(demo.FIX, fix))
+    tree.commit(demo.DemoCommit(demo.FIX, fix))
     done = tree.bisect("--", "--accept", "task")
     assert (done.returncode, "| vm-exit, " in done.stdout) == (1, True)
 
@@ -210,7 +210,7 @@ def test_every_run_leaves_its_evidence(stock: Tree) -> None:
 # --- what cannot be tested ---
 
 
-def only(name: str) -> demo.Commit:
+def only(name: str) -> demo.DemoCommit:
     return next(commit for commit in demo.history(fix) if commit.subject == name)
 
 

@@ -11,10 +11,10 @@ import pytest
 from hostfault.bisect import build, fixes
 from hostfault.bisect.codes import TERMS, Decision
 from hostfault.bisect.decide import (
-    Outcome,
     Rule,
     RunResult,
     Sort,
+    TestOutcome,
     TestResult,
     decide,
     in_words,
@@ -36,11 +36,16 @@ from hostfault.plumbing.errors import (
 )
 
 SPIN, OK, DEATH = VerdictKind.SPIN, VerdictKind.OK, VerdictKind.HOST_DEATH
-PASSED, FAILED, ERROR, SKIPPED = Outcome.PASSED, Outcome.FAILED, Outcome.ERROR, Outcome.SKIPPED
+PASSED, FAILED, ERROR, SKIPPED = (
+    TestOutcome.PASSED,
+    TestOutcome.FAILED,
+    TestOutcome.ERROR,
+    TestOutcome.SKIPPED,
+)
 GOOD, BAD, UNTESTABLE = Decision.GOOD, Decision.BAD, Decision.UNTESTABLE
 
 
-def run_of(*tests: tuple[Outcome, VerdictKind | None]) -> RunResult:
+def run_of(*tests: tuple[TestOutcome, VerdictKind | None]) -> RunResult:
     return RunResult(
         tuple(TestResult(f"t{n}", outcome, kind) for n, (outcome, kind) in enumerate(tests))
     )
@@ -68,7 +73,7 @@ def run_of(*tests: tuple[Outcome, VerdictKind | None]) -> RunResult:
     ],
 )
 def test_only_verdicts_prove_something(
-    tests: list[tuple[Outcome, VerdictKind | None]], proves: Sort
+    tests: list[tuple[TestOutcome, VerdictKind | None]], proves: Sort
 ) -> None:
     assert sort(run_of(*tests)) is proves
 
@@ -344,7 +349,7 @@ def coming_to(runs: dict[str, RunResult]) -> fixes.Test:
 def test_a_fix_is_one_if_every_case_passes_and_one_exits(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    cases: list[tuple[Outcome, VerdictKind | None]],
+    cases: list[tuple[TestOutcome, VerdictKind | None]],
     code: int,
     words: str,
 ) -> None:

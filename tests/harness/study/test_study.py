@@ -18,7 +18,7 @@ from hostfault.plumbing.errors import SetupError, UsageError
 from hostfault.study import __main__ as study
 from hostfault.study import blame, figures, frames, plan, run, stats, write
 from hostfault.study.blame import Blame
-from hostfault.study.crowd import Armed, Task
+from hostfault.study.crowd import ArmedCrowd, Task
 from hostfault.study.plan import Cell
 from hostfault.study.run import ENOUGH, Result
 
@@ -26,7 +26,7 @@ WINDOW = range(0xF8000, 0xFA000)  # 32 MiB of the DAX window
 RIP, MARK = 0x4016B5, 0x7A5C0000
 TOUCHER = Task(number=3, pid=70, page=1, address=0x7FB523801000)
 BUSY = Task(number=0, pid=67, page=None, address=0)
-ARMED = Armed(RIP, MARK, (BUSY, BUSY, BUSY, TOUCHER))
+ARMED = ArmedCrowd(RIP, MARK, (BUSY, BUSY, BUSY, TOUCHER))
 
 
 def result(cell: Cell, repeat: int = 0, outcome: str = "exit", faults: int = 32) -> Result:
