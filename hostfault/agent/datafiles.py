@@ -43,6 +43,27 @@ class DataFiles:
             raise FileNotFoundError(f"no regular file at {path}")
         return self._keep(path, fd)
 
+    def change_name(self, path: str, how: str) -> int:
+        """Rename, unlink or replace a file that was made; it is still what :meth:`fd` gives.
+
+        Returns the inode that has its name now, 0 for none. Raises OSError.
+        """
+        with _parent(self._directory, path) as (folder, name):
+            other = name + b".other"
+            if how == "rename":
+                os.rename(name, other, src_dir_fd=folder, dst_dir_fd=folder)
+            elif how == "unlink":
+                os.unlink(name, dir_fd=folder)
+            elif how == "replace":
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                os.close(os.open(other, flags, 0o666, dir_fd=folder))
+                os.rename(other, name, src_dir_fd=folder, dst_dir_fd=folder)
+            else:
+                raise ValueError(f"no such change of a name: {how}")
+            with suppress(FileNotFoundError):
+                return os.stat(name, dir_fd=folder, follow_symlinks=False).st_ino
+            return 0
+
     def _keep(self, path: str, fd: int) -> int:
         if path in self._fds:
             os.close(self._fds[path])

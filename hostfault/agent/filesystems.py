@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -98,6 +100,32 @@ def punch_hole(fd: int, at: int, length: int) -> None:
     if _LIBC.fallocate(fd, keep_size_and_punch, offset, size) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def poison(fd: int, at: int) -> None:
+    """Mark the page of a file at an offset as broken hardware (madvise(2), MADV_HWPOISON).
+
+    Needs CAP_SYS_ADMIN; the machine does not use that page again. Raises OSError. A child does
+    it, for the kernel sends SIGBUS to all that have the page mapped, as whoever poisons it must.
+    """
+    child = os.fork()
+    if child == 0:
+        os._exit(_poison_mapped(fd, at))
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, -signal.SIGBUS):
+        raise OSError(code, os.strerror(code) if code > 0 else f"ended by signal {-code}")
+
+
+def _poison_mapped(fd: int, at: int) -> int:
+    """Map the page and poison it; returns 0 or an errno."""
+    madv_hwpoison = 100
+    try:
+        page = mmap.mmap(fd, os.sysconf("SC_PAGESIZE"), offset=at)
+        page.madvise(madv_hwpoison)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def type_of(fd: int) -> str:

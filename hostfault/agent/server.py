@@ -20,7 +20,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -32,9 +31,11 @@ from hostfault.agent.datafiles import DataFiles
 from hostfault.agent.filesystems import (
     OwnFileSystems,
     leave_mount_namespace,
+    poison,
     punch_hole,
     type_of,
 )
+from hostfault.agent.modules import build_id_of
 from hostfault.agent.ports import open_port
 from hostfault.agent.privilege import dismiss, guard, other_users
 from hostfault.agent.procstat import vcpu_threads
@@ -51,7 +52,9 @@ class Agent:
     a file so made (``truncate``, ``stat``, ``byte``) are safe; ``read`` and ``write`` follow links.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, expendable: bool = False) -> None:
+        """``expendable``: the machine is the harness's own, and nobody needs it afterwards."""
+        self._expendable = expendable
         self._directory = directory
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._guards: list[subprocess.Popen[bytes]] = []
@@ -94,6 +97,24 @@ class Agent:
     def make_room(self, path: str) -> None:
         """Undo :meth:`fill`."""
         self._file_systems.make_room(self._path(path))
+
+    def may_hurt(self) -> bool:
+        """Whether this machine may be harmed."""
+        return self._expendable
+
+    def punch(self, path: str, at: int, length: int) -> None:
+        """Take a range out of a file that was made; it reads as zeroes."""
+        punch_hole(self._files.fd(path), at, length)
+
+    def poison(self, path: str, at: int) -> None:
+        """Mark a page of a file that was made as broken hardware; where :meth:`may_hurt` only."""
+        if not self._expendable:
+            raise PermissionError("this machine is not to be hurt")
+        poison(self._files.fd(path), at)
+
+    def change_name(self, path: str, how: str) -> int:
+        """Rename, unlink or replace a file that was made. Returns the inode of its name now."""
+        return self._files.change_name(path, how)
 
     def file_system(self, path: str) -> str:
         """The type of the file system that a file lies on which was made or adopted."""
@@ -257,8 +278,13 @@ class Agent:
         return {"dev": found.st_dev, "ino": found.st_ino, "size": found.st_size}
 
     def byte(self, path: str, offset: int) -> int | None:
-        """One byte of a file that was made; None beyond its end."""
-        data = os.pread(self._files.fd(path), 1, offset)
+        """One byte of a file that was made; None beyond its end, or in a page that is poisoned."""
+        try:
+            data = os.pread(self._files.fd(path), 1, offset)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return None
         return data[0] if data else None
 
     def trace(self, anew: bool = True) -> list[str]:
@@ -384,21 +410,6 @@ class Agent:
         return self._directory / path  # an absolute path stays as it is
 
 
-def build_id_of(module: str) -> str:
-    """The build id of a module that is loaded, in hex; "" if it is built in, absent or has none.
-
-    An ELF note: three numbers of four bytes, of which the first two are the lengths of name and
-    content, then both (elf(5), "Notes").
-    """
-    try:
-        note = Path(f"/sys/module/{module}/notes/.note.gnu.build-id").read_bytes()
-    except OSError:
-        return ""
-    name_size, size = struct.unpack_from("=II", note)
-    start = 12 + (name_size + 3) // 4 * 4
-    return note[start : start + size].hex()
-
-
 OPERATIONS = frozenset(name for name in vars(Agent) if not name.startswith("_")) - {"close"}
 
 
@@ -456,7 +467,7 @@ def main() -> None:
         leave_mount_namespace()
         _serve_one(options.directory, socket.socket(fileno=options.stdio))
         return
-    agent = Agent(options.directory)
+    agent = Agent(options.directory, expendable=True)  # a machine that has such a port was made
     with open_port(options.port) as (incoming, outgoing):
         serve(agent, incoming, outgoing)
 

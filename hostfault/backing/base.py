@@ -24,6 +24,8 @@ class Ability(enum.Enum):
 
     HOST_FILE = "a host file of its own that may be truncated"
     GUEST_FILE = "a file that the guest can truncate"
+    HOST_PAGE = "a host file that may lose a single page"
+    HOST_NAME = "a host file with a name that may be changed"
     OWN_FILE_SYSTEM = "a host file system of its own that may be filled"
 
 

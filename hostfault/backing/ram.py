@@ -40,7 +40,7 @@ class Ram:
     """A page of guest memory, as in any guest with ``memory-backend-file``."""
 
     name = "ram"
-    abilities = frozenset({Ability.OWN_FILE_SYSTEM})
+    abilities = frozenset({Ability.HOST_PAGE, Ability.HOST_NAME, Ability.OWN_FILE_SYSTEM})
     guest_modules: Sequence[str] = ()
     guest_options = f"memmap={PAGES * PAGE_SIZE >> 10}K${START:#x}"
     logs: Mapping[str, str] = {}

@@ -38,7 +38,7 @@ class VirtiofsDax:
     """A file of a shared directory, mapped into the guest by FUSE DAX."""
 
     name = "virtiofs-dax"
-    abilities = frozenset({Ability.HOST_FILE, Ability.GUEST_FILE, Ability.OWN_FILE_SYSTEM})
+    abilities = frozenset(Ability)
     guest_modules = ("virtiofs",)
     guest_options = ""
     logs: Mapping[str, str] = {

@@ -10,6 +10,7 @@ CAPABILITIES: Mapping[str, str] = {
     "shared-memory-device": "a QEMU of 11.1 or newer, built with vhost-user-test-device-pci",
     "tracing": "on a local host: tracefs, mounted, and the right to count KVM's tracepoints",
     "tmpfs": "on a local host: root's right to mount a tmpfs, for guest memory or to be filled",
+    "emulated-host": "that the kernel under test runs in an emulated host, which may be harmed",
     "kvm": "that this machine's own kernel is tested, not one in an emulated host",
 }
 """The names that ``--require`` takes, and what each of them stands for."""

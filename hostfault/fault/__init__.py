@@ -3,7 +3,12 @@
 from hostfault.fault.base import Fault, Scene, require
 from hostfault.fault.full import Full
 from hostfault.fault.guest import GuestTruncation
+from hostfault.fault.hwpoison import HardwarePoison
+from hostfault.fault.names import NameChange
 from hostfault.fault.none import NoFault
+from hostfault.fault.partial import PartialTruncation
+from hostfault.fault.punch import Punch, Starved
+from hostfault.fault.regrown import Regrown
 from hostfault.fault.truncate import Truncation
 from hostfault.plumbing.registry import Registry
 
@@ -15,6 +20,14 @@ FAULTS: Registry[Fault] = Registry(
         Truncation("middle", keep=True),
         GuestTruncation(),
         Full(),
+        PartialTruncation(),
+        Regrown(),
+        Punch(),
+        Starved(),
+        HardwarePoison(),
+        NameChange("rename"),
+        NameChange("unlink"),
+        NameChange("replace"),
     ),
 )
 

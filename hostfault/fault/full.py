@@ -9,7 +9,7 @@ from hostfault.plumbing.errors import MissingCapabilityError
 
 
 class Full:
-    """ENOSPC of the host's file system, below a hole of the file.
+    """A full file system: the host has no page for a hole of the file, ENOSPC.
 
     Users meet it where guest memory is a file on a tmpfs that others fill.
     """

@@ -94,6 +94,22 @@ class Agent:
         """Undo :meth:`fill`."""
         self._ask("make_room", path=path)
 
+    def may_hurt(self) -> bool:
+        """Whether the machine may be harmed: it is an emulated host, which ends with the case."""
+        return bool(self._ask("may_hurt"))
+
+    def punch(self, path: str, at: int, length: int) -> None:
+        """Take a range out of a file; it reads as zeroes."""
+        self._ask("punch", path=path, at=at, length=length)
+
+    def poison(self, path: str, at: int) -> None:
+        """Mark the page of a file at an offset as broken hardware; see :meth:`may_hurt`."""
+        self._ask("poison", path=path, at=at)
+
+    def change_name(self, path: str, how: str) -> int:
+        """Rename, unlink or replace a file; returns the inode that has its name then, or 0."""
+        return int(self._ask("change_name", path=path, how=how))
+
     def file_system(self, path: str) -> str:
         """The type of the file system that a file lies on which was made or adopted."""
         return str(self._ask("file_system", path=path))
@@ -153,7 +169,7 @@ class Agent:
         return dict(self._ask("stat", path=path))
 
     def byte(self, path: str, offset: int) -> int | None:
-        """One byte of a file; None beyond its end."""
+        """One byte of a file; None beyond its end, or in a page that cannot be read."""
         value = self._ask("byte", path=path, offset=offset)
         return None if value is None else int(value)
 

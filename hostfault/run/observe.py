@@ -28,6 +28,7 @@ from hostfault.case.model import (
     Terms,
     UserspaceExit,
     VcpuPlace,
+    VerdictKind,
 )
 from hostfault.case.statistics import why_unprovable
 from hostfault.case.trouble import trouble
@@ -261,6 +262,9 @@ class Recording:
         seen = self._so_far
         if seen.probe.outcome is not None or seen.host_ended or seen.qemu_ended:
             return
+        verdict = judge(seen)
+        if verdict is not None and verdict.kind is VerdictKind.GUEST_DEATH:
+            return  # whoever is dead does not go on
         if not fault.undoable:
             words = f"{fault.name} cannot be undone"
             self._so_far = dataclasses.replace(

@@ -5,7 +5,12 @@
 #ifndef PROBE_H
 #define PROBE_H
 
+#include <errno.h>
+#include <sys/mman.h>
 #include <sys/types.h>
+#include <unistd.h>
+
+#define PAGE 4096UL
 
 /* The byte that is touched: mapped, and at an offset of the file that is mapped. */
 struct place {
@@ -28,6 +33,37 @@ struct access {
 	enum touched (*touch)(const struct place *place, unsigned int *value);
 	const void *rip; /* of the touching instruction; NULL if the kernel has it */
 } __attribute__((aligned(64))); /* so that the section is an array, whatever the linker adds */
+
+enum { ACROSS = 16 }; /* bytes, half of them before the page */
+
+/*
+ * From where ACROSS bytes hold the place's byte and the end of the page before; without such a page
+ * in the mapping, from the byte on. Asking whether a page is mapped does not touch it (msync(2)).
+ */
+static inline volatile unsigned char *across(const struct place *place)
+{
+	unsigned long page = (unsigned long)place->byte & ~(PAGE - 1);
+
+	if ((unsigned long)place->byte - page >= ACROSS / 2 ||
+	    msync((void *)(page - PAGE), PAGE, MS_ASYNC))
+		return place->byte;
+	return (volatile unsigned char *)page - ACROSS / 2;
+}
+
+/* Close what was opened for a touch, without losing its errno. */
+static inline enum touched close_one(int file, enum touched touched)
+{
+	int error = errno;
+
+	close(file);
+	errno = error;
+	return touched;
+}
+
+static inline enum touched close_pipe(const int ends[2], enum touched touched)
+{
+	return close_one(ends[1], close_one(ends[0], touched));
+}
 
 #define ACCESS(id, ...)                                                                           \
 	static const struct access access_##id                                                    \

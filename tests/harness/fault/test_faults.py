@@ -53,7 +53,7 @@ def test_a_fault_that_a_backing_cannot_have_says_what_is_missing(backing: str, f
 
 
 @pytest.mark.parametrize("backing", list(BACKINGS), ids=lambda backing: backing.name)
-@pytest.mark.parametrize("fault", ["none", "full"])
+@pytest.mark.parametrize("fault", ["none", "full", "punch", "starved", "hwpoison", "rename"])
 def test_every_backing_can_have_these(backing: Any, fault: str) -> None:
     assert require(FAULTS[fault], backing) == ""
 
@@ -63,7 +63,7 @@ def test_a_control_leaves_the_page_to_be_seen() -> None:
     assert FAULTS["none"].expected(STORE, was=1, stored=2) == 2
 
 
-@pytest.mark.parametrize("fault", ["zero", "middle", "guest", "full"])
+@pytest.mark.parametrize("fault", ["zero", "middle", "guest", "full", "starved", "hwpoison"])
 def test_where_the_page_is_gone_there_is_no_byte_to_be_seen(fault: str) -> None:
     assert FAULTS[fault].expected(LOAD, was=1, stored=2) is None
     assert FAULTS[fault].expected(STORE, was=1, stored=2) is None
@@ -78,6 +78,53 @@ def test_a_truncation_takes_the_page_and_is_undone_by_growing(
     assert scene.agent.byte(FILE, scene.page.offset) is None
     FAULTS[fault].undo(scene)
     assert scene.agent.byte(FILE, scene.page.offset) == 0
+
+
+@pytest.mark.parametrize("fault", ["regrown", "punch"])
+def test_a_page_that_is_new_is_full_of_zeroes(agent: Agent, fault: str) -> None:
+    agent.make_file(FILE, [1, 2, 3, 4], PAGE_SIZE)
+    scene = Scene(agent, cast("Any", None), Page(FILE, 2 * PAGE_SIZE, "tmpfs"), GuestView("/x", 0))
+    assert agent.byte(FILE, 2 * PAGE_SIZE) == 3
+    FAULTS[fault].inject(scene)
+    assert agent.byte(FILE, 2 * PAGE_SIZE) == 0
+    assert agent.stat(FILE)["size"] == 4 * PAGE_SIZE
+    assert agent.byte(FILE, 3 * PAGE_SIZE) == (4 if fault == "punch" else 0)
+    assert FAULTS[fault].expected(LOAD, was=3, stored=9) == 0
+    assert FAULTS[fault].expected(STORE, was=3, stored=9) == 9
+
+
+def test_half_a_page_is_a_page(agent: Agent) -> None:
+    agent.make_file(FILE, [1, 2, 3, 4], PAGE_SIZE)
+    scene = Scene(agent, cast("Any", None), Page(FILE, 2 * PAGE_SIZE, "tmpfs"), GuestView("/x", 0))
+    FAULTS["partial"].inject(scene)
+    assert agent.stat(FILE)["size"] == 2 * PAGE_SIZE + PAGE_SIZE // 2
+    assert agent.byte(FILE, 2 * PAGE_SIZE) == 3
+    assert FAULTS["partial"].expected(LOAD, was=3, stored=9) == 3
+
+
+@pytest.mark.parametrize("fault", ["rename", "unlink", "replace"])
+def test_a_file_that_loses_its_name_keeps_its_pages(scene: Scene, fault: str) -> None:
+    own = scene.agent.stat(FILE)
+    directory = Path(scene.agent.hello()["dir"]) / "own"
+    FAULTS[fault].inject(scene)
+    assert scene.agent.stat(FILE) == own
+    assert scene.agent.byte(FILE, PAGE_SIZE) == 2
+    left = {"rename": ["data.other"], "unlink": [], "replace": ["data"]}[fault]
+    assert [path.name for path in directory.iterdir()] == left
+    assert (directory / "data").exists() == (fault == "replace")
+
+
+def test_a_name_that_was_not_changed_is_told(scene: Scene) -> None:
+    scene.agent.change_name(FILE, "unlink")
+    with pytest.raises(HostfaultError, match="No such file"):
+        FAULTS["rename"].inject(scene)
+
+
+def test_this_machine_is_never_hurt(scene: Scene) -> None:
+    with pytest.raises(MissingCapabilityError, match="emulated-host: hwpoison costs a machine"):
+        FAULTS["hwpoison"].inject(scene)
+    with pytest.raises(HostfaultError, match="not to be hurt"):
+        scene.agent.poison(FILE, 0)
 
 
 def test_a_file_system_that_is_not_ours_is_never_filled(scene: Scene) -> None:
