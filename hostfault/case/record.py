@@ -75,6 +75,13 @@ class Record:
         if self.verdict.kind is not kind:
             raise UnmetError(f"expected {kind.value}, got {self.in_full()}")
 
+    def must_be_right(self) -> None:
+        """Fail unless the access has what there is, or somebody learnt that there is nothing."""
+        if self.observation.terms.expected is None:
+            self.must_be_told()
+        else:
+            self.must_be(VerdictKind.OK)
+
     def must_be_signal(self, number: int) -> None:
         """Fail unless the task got that signal for its access."""
         self.must_be(VerdictKind.TASK_ERROR)

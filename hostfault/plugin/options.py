@@ -9,6 +9,7 @@ import pytest
 from hostfault.case.capabilities import check_names
 from hostfault.case.model import STOCK
 from hostfault.case.settings import VMM_POLICIES, Settings
+from hostfault.plugin import sets
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -18,6 +19,12 @@ def add_options(parser: pytest.Parser) -> None:
     _add_words(group)
     _add_outcomes(group)
     _add_evidence(group)
+    group.addoption(
+        "--set",
+        default=sets.DEFAULT,
+        metavar="NAME",
+        help=f"which set of ci/matrix.toml tests/matrix runs (default {sets.DEFAULT})",
+    )
 
 
 def _add_machines(group: pytest.OptionGroup) -> None:
@@ -113,6 +120,7 @@ def from_config(config: pytest.Config) -> Settings:
     """The settings of a run. Raises :class:`hostfault.plumbing.errors.UsageError`."""
     required = tuple(config.getoption("--require"))
     check_names(required)
+    sets.load().check(config.getoption("--set"))
     artifacts = config.getoption("--artifacts")
     return Settings(
         host=config.getoption("--host"),

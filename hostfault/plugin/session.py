@@ -18,6 +18,7 @@ from hostfault.case import folder as files
 from hostfault.case.model import Scenario
 from hostfault.case.record import Record, UnmetError
 from hostfault.case.settings import Settings
+from hostfault.plugin import sets
 from hostfault.plugin.cases import Case, group_by_snapshot
 from hostfault.plugin.keeper import LabKeeper, as_outcome
 from hostfault.plugin.options import add_options, from_config
@@ -185,6 +186,9 @@ class HostfaultSession:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table of verdicts, if a test came to one, and what was not finished."""
+        if terminalreporter.config.option.collectonly:
+            counts = (f"{name} {count}" for name, count in sets.load().counts().items())
+            terminalreporter.write_line(f"cells of the sets of ci/matrix.toml: {', '.join(counts)}")
         rows = list(self._rows.values())
         if self.settings.hide_passes:
             rows = [row for row in rows if row.tone != "good"]

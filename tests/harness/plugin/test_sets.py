@@ -1,0 +1,131 @@
+"""The sets of ci/matrix.toml: what they hold, and what they leave out."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hostfault.access import ACCESSES
+from hostfault.backing import BACKINGS
+from hostfault.case.model import Scenario
+from hostfault.fault import FAULTS, require
+from hostfault.plugin import sets
+from hostfault.plugin.cases import case_id
+from hostfault.plumbing.errors import UsageError
+
+PROJECT = Path(__file__).parents[3]
+ONE_CELL = """
+[sets.one]
+summary = "one"
+[[sets.one.cells]]
+backings = ["ram"]
+faults = ["none"]
+accesses = ["load", "sendfile"]
+async_pf = [true]
+[[impossible]]
+backings = ["ram"]
+accesses = ["sendfile"]
+reason = "no file"
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "matrix.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def matrix() -> sets.Matrix:
+    return sets.load()
+
+
+def test_the_set_dax_is_what_ci_dax_runs(matrix: sets.Matrix) -> None:
+    line = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:shard", "tests/dax"]
+    said = subprocess.run(line, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    found = {each.partition("[")[2].rstrip("]") for each in said.splitlines() if "::" in each}
+    assert found == {case_id(cell) for cell in matrix.scenarios("dax")}
+    assert f"dax {len(found)}, quick" in said, "collecting prints the count of each set"
+
+
+@pytest.mark.parametrize("name", sets.load().sets)
+def test_each_configuration_of_a_set_comes_once(matrix: sets.Matrix, name: str) -> None:
+    cells = matrix.scenarios(name)
+    assert len(set(cells)) == len(cells) > 0
+    groups = [key for key, _ in itertools.groupby((c.backing, c.async_pf, c.vcpus) for c in cells)]
+    assert len(set(groups)) == len(groups)
+
+
+def test_what_cannot_be_is_in_no_set_and_has_a_reason(matrix: sets.Matrix) -> None:
+    assert all(not matrix.why_not(cell) for name in matrix.sets for cell in matrix.scenarios(name))
+    gone = Scenario("virtiofs-dax", "zero", "cross", async_pf=True)
+    assert matrix.why_not(gone).startswith("the page before is gone, too")
+    assert "cannot have the fault guest" in matrix.why_not(Scenario("ram", "guest", "load", True))
+
+
+def test_every_reason_is_still_needed(matrix: sets.Matrix) -> None:
+    names = ([e.name for e in BACKINGS], [e.name for e in FAULTS], [e.name for e in ACCESSES])
+    able = [
+        Scenario(*parts, async_pf=True)
+        for parts in itertools.product(*names)
+        if not require(FAULTS[parts[1]], BACKINGS[parts[0]])
+    ]
+    for entry in matrix.impossible:
+        assert any(entry.covers(cell) for cell in able), entry.reason
+
+
+def test_quick_has_every_fault_and_every_access_that_ci_dax_and_ram_do_not(
+    matrix: sets.Matrix,
+) -> None:
+    cells = (*matrix.scenarios("quick"), *matrix.scenarios("dax"))
+    assert {cell.access for cell in cells} == {each.name for each in ACCESSES}
+    assert {cell.fault for cell in cells} | {"full"} == {each.name for each in FAULTS}
+    assert {(c.backing, c.async_pf, c.vcpus) for c in matrix.scenarios("quick")} == {
+        ("virtiofs-dax", True, 1)
+    }, "one snapshot, which others have made"
+
+
+def test_pairwise_leaves_out_no_pair_that_can_be(matrix: sets.Matrix) -> None:
+    single, mine = [], []
+    for cell in matrix.scenarios("full"):
+        (mine if cell.vcpus > 1 else single).append(cell)
+    able = [dataclasses.replace(cell, vcpus=vcpus) for cell in single for vcpus in (2, 4)]
+    parts = ("backing", "fault", "access", "async_pf", "vcpus")
+    for one, other in itertools.combinations(parts, 2):
+        pairs = {(getattr(cell, one), getattr(cell, other)) for cell in mine}
+        assert pairs == {(getattr(cell, one), getattr(cell, other)) for cell in able}
+    assert len(mine) < len(matrix.scenarios("full")) / 2
+    assert matrix.scenarios("full") == sets.load().scenarios("full"), "the same each time"
+
+
+def test_a_block_that_names_little_stands_for_all(tmp_path: Path) -> None:
+    found = sets.load(written(tmp_path, ONE_CELL))
+    assert found.scenarios("one") == (Scenario("ram", "none", "load", async_pf=True),)
+    assert found.counts() == {"one": 1}
+    everything = ONE_CELL.replace('accesses = ["load", "sendfile"]\n', "")
+    all_but_one = len(sets.load(written(tmp_path, everything)).scenarios("one"))
+    assert all_but_one == len(list(ACCESSES)) - 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('faults = ["none"]', 'faults = ["fire"]', "there is no fault 'fire'"),
+        ('faults = ["none"]', 'fault = ["none"]', "unknown words fault"),
+        ('reason = "no file"', 'reason = "no file"\nkernels = ["6.1"]', "unknown words kernels"),
+        ("async_pf = [true]", 'how = "some"', "neither product nor pairwise"),
+    ],
+)
+def test_a_word_that_means_nothing_is_told(tmp_path: Path, old: str, new: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        sets.load(written(tmp_path, ONE_CELL.replace(old, new)))
+
+
+def test_a_set_that_is_unknown_is_told_what_there_is(matrix: sets.Matrix) -> None:
+    with pytest.raises(UsageError, match="no set 'ful'; known are dax, quick, ab, page, nightly"):
+        matrix.scenarios("ful")
