@@ -1,0 +1,101 @@
+"""Measure cells on a kernel: start pytest on them, and read what it leaves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hostfault.case import folder as files
+from hostfault.case.model import Scenario
+from hostfault.matrix.result import ERROR, Result, Run
+from hostfault.plugin.cases import case_id
+from hostfault.plumbing.deadline import Deadline, wall_clock
+from hostfault.plumbing.errors import BrokenHarnessError
+from hostfault.plumbing.process import spawn, tail
+from hostfault.plumbing.project import PROJECT
+
+TESTS = PROJECT / "tests" / "matrix" / "test_matrix.py"
+GRACE = 30.0  # seconds that pytest has for its tear-down
+MISUSED = (3, 4, 5)  # pytest's exit codes for a broken or wrongly called run
+
+
+@dataclass(frozen=True)
+class Pytest:
+    """How pytest is started; the tests of this package have another one."""
+
+    argv: tuple[str, ...] = (
+        *(sys.executable, "-P", "-m", "pytest", "-c", str(PROJECT / "pyproject.toml")),
+        *("--rootdir", str(PROJECT), "-p", "no:shard"),
+    )
+    options: tuple[str, ...] = ()  # that a person added
+
+
+def measure(
+    kernel: str,
+    name: str,
+    cells: Sequence[Scenario],
+    folder: Path,
+    *,
+    patience: float,
+    pytest: Pytest | None = None,
+) -> Run:
+    """Run cells of the set ``name`` on a kernel; ``folder`` gets everything.
+
+    After ``patience`` seconds pytest is ended, and what it has done by then is what is returned.
+    Raises :class:`BrokenHarnessError` if it could not begin.
+    """
+    program = pytest or Pytest()
+    artifacts, log = folder / "tests", folder / "pytest.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    argv = [
+        *program.argv,
+        *(f"{TESTS}::test_cell[{case_id(cell)}]" for cell in cells),
+        *("--set", name, "--host", "emulated", "--host-kernel", kernel, "--no-known-issues"),
+        *("--artifacts", str(artifacts), "--artifacts-overwrite"),
+        *program.options,
+    ]
+    deadline = Deadline(patience, "the cells to be measured")
+    with spawn(argv, log=log, grace=GRACE) as child:
+        try:
+            code: int | None = child.wait(deadline.left())
+        except subprocess.TimeoutExpired:
+            code = None
+    if code in MISUSED:
+        raise BrokenHarnessError(f"pytest ended with code {code}; the end of {log}:\n{tail(log)}")
+    return read(kernel, cells, artifacts)
+
+
+def read(kernel: str, cells: Sequence[Scenario], artifacts: Path) -> Run:
+    """What a run has left of these cells; those that it did not come to are missing."""
+    results: dict[str, Result] = {}
+    release = build_id = ""
+    for cell in cells:
+        folder = artifacts / f"test_cell-{case_id(cell)}"
+        if (said := _json(folder / files.VERDICT)) is not None:
+            results[case_id(cell)] = _result(cell, said)
+            release, build_id = said["host_release"], said["kvm_build_id"]
+        elif (folder / files.ERROR).exists():
+            trouble = (folder / files.ERROR).read_text().splitlines()[0]
+            results[case_id(cell)] = Result(cell, ERROR, "", trouble, 0.0)
+    day = time.strftime("%Y-%m-%d", time.gmtime(wall_clock()))
+    return Run(kernel, release, build_id, (day,), results)
+
+
+def _result(cell: Scenario, said: Mapping[str, Any]) -> Result:
+    """The answers in a verdict.json."""
+    recovery = said["recovery"]["kind"] if said["recovery"] else ""
+    seconds = round(sum(said["seconds"].values()), 2)
+    return Result(cell, said["verdict"], recovery, said["summary"], seconds)
+
+
+def _json(path: Path) -> Mapping[str, Any] | None:
+    if not path.exists():
+        return None
+    data: Mapping[str, Any] = json.loads(path.read_text())
+    return data

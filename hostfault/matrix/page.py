@@ -1,0 +1,214 @@
+"""docs/matrix.md, made of what was measured. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from hostfault.case.model import RecoveryKind, Scenario, VerdictKind
+from hostfault.matrix.compare import pairs
+from hostfault.matrix.result import ERROR, Result, Run, cells_of, has_page, is_right
+from hostfault.plugin.cases import case_id
+from hostfault.plugin.sets import Matrix
+
+TOLD_NOBODY = (VerdictKind.SPIN, VerdictKind.STALL, VerdictKind.VCPU_STUCK)
+
+INTRODUCTION = """\
+# The matrix: every way to lose a page, every way to touch it
+
+What a guest sees of a page that the host cannot back any more, and what follows when the host can
+back it again: two answers for each cell, which stand apart. `ci/matrix --write` has measured them
+in emulated hosts and has written this page, its [data](matrix/data.json) and its picture.
+
+Faults and accesses are in the [README](../README.md), verdicts and recoveries in
+[verdicts.md](verdicts.md). `apf` is a guest with asynchronous page faults, `noapf` one without.
+"""
+
+PICTURE = """\
+## At a glance
+
+![Verdict and recovery of every cell](matrix/matrix.svg)
+
+The colour and the letter are the verdict. The mark in the corner is the recovery: a dot, the access
+goes on by itself; a ring, it goes on once QMP `cont` has set the VM going; a cross, it is lost.
+"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Cells that came to the same on every kernel, told together."""
+
+    backing: str
+    fault: str
+    configuration: str
+    accesses: tuple[str, ...]
+    answers: tuple[str, ...]  # in the order of the kernels
+
+
+def page(runs: Sequence[Run], matrix: Matrix) -> str:
+    """All of it. The first run is that of the stock kernel."""
+    parts = [
+        INTRODUCTION,
+        _measured(runs),
+        PICTURE,
+        "## How often each answer came\n",
+        _counts(runs),
+        "## Every cell\n",
+        *_tables(runs),
+        "## In plain words\n",
+        "\n".join(_words(runs)) + "\n",
+        "## What cannot be\n",
+        _impossible(matrix),
+    ]
+    return "\n".join(parts)
+
+
+# --- how much was measured --------------------------------------------------------------------
+
+
+def _measured(runs: Sequence[Run]) -> str:
+    days = sorted({day for run in runs for day in run.dates})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    total = sum(len(run.results) for run in runs)
+    lines = [
+        f"Measured on {when}: {len(cells_of(runs))} cells, on {len(runs)} kernels {total} times.",
+        "",
+        "| kernel | release | cells |",
+        "|---|---|---|",
+    ]
+    lines += [f"| `{run.kernel}` | {run.release} | {len(run.results)} |" for run in runs]
+    return "\n".join([*lines, ""])
+
+
+def _counts(runs: Sequence[Run]) -> str:
+    verdicts = _counted(runs, "verdict", lambda result: result.verdict)
+    recoveries = _counted(
+        runs, "recovery", lambda result: result.recovery or "the access had ended"
+    )
+    return f"{verdicts}\n{recoveries}"
+
+
+def _counted(runs: Sequence[Run], what: str, of: Callable[[Result], str]) -> str:
+    """How many cells came to each answer, kernels side by side."""
+    columns = [Counter(map(of, run.results.values())) for run in runs]
+    names = sorted({name for column in columns for name in column})
+    head = " | ".join(f"`{run.kernel}`" for run in runs)
+    lines = [f"| {what} | {head} |", "|---|" + "---|" * len(runs)]
+    for name in names:
+        lines.append(f"| `{name}` | " + " | ".join(str(column[name]) for column in columns) + " |")
+    return "\n".join([*lines, ""])
+
+
+# --- the tables ---------------------------------------------------------------------------------
+
+
+def _tables(runs: Sequence[Run]) -> Iterator[str]:
+    found = lines(runs)
+    head = " | ".join(f"`{run.kernel}`" for run in runs)
+    for backing in dict.fromkeys(line.backing for line in found):
+        yield f"### `{backing}`\n"
+        yield f"| fault | guest | accesses | {head} |\n|---|---|---|" + "---|" * len(runs)
+        for line in found:
+            if line.backing == backing:
+                accesses = ", ".join(line.accesses)
+                answers = " | ".join(line.answers)
+                yield f"| `{line.fault}` | {line.configuration} | {accesses} | {answers} |"
+        yield ""
+
+
+def lines(runs: Sequence[Run]) -> list[Line]:
+    """The cells as lines; accesses that came to the same are on one."""
+    grouped: dict[tuple[str, str, str, tuple[str, ...]], list[str]] = {}
+    for cell in cells_of(runs):
+        answers = tuple(_answer(run, cell) for run in runs)
+        key = (cell.backing, cell.fault, configuration_of(cell), answers)
+        grouped.setdefault(key, []).append(cell.access)
+    return [
+        Line(backing, fault, configuration, tuple(accesses), answers)
+        for (backing, fault, configuration, answers), accesses in grouped.items()
+    ]
+
+
+def configuration_of(cell: Scenario) -> str:
+    """What kind of guest, as in a case's id."""
+    word = "apf" if cell.async_pf else "noapf"
+    return word if cell.vcpus == 1 else f"{word}, {cell.vcpus} vCPUs"
+
+
+def _answer(run: Run, cell: Scenario) -> str:
+    result = run.results.get(case_id(cell))
+    return result.answer if result else "not measured"
+
+
+# --- in plain words -------------------------------------------------------------------------------
+
+
+def _words(runs: Sequence[Run]) -> Iterator[str]:
+    stock, *fixes = runs
+    yield from _about(stock)
+    for fix in fixes:
+        yield ""
+        yield from _about(fix)
+        yield from _against(stock, fix)
+
+
+def _about(run: Run) -> Iterator[str]:
+    """Who is told on this kernel, of the cells without a page."""
+    told = [each for each in run.results.values() if not has_page(each.scenario)]
+    told = [each for each in told if each.verdict != ERROR]
+    count = Counter(each.verdict for each in told)
+    nobody = [each for each in told if each.verdict in TOLD_NOBODY]
+    yield (
+        f"**`{run.kernel}`**: of {len(told)} cells without a page, the task is told in "
+        f"{count[VerdictKind.TASK_ERROR]}, the VM is stopped in {count[VerdictKind.VM_EXIT]}, and "
+        f"nobody is told in {len(nobody)}{_where(nobody)}."
+    )
+    dead = [each for each in told if each.verdict.endswith("-death")]
+    if dead:
+        yield f"Something died in {len(dead)}{_where(dead)}."
+    wrong = [
+        each for each in run.results.values() if has_page(each.scenario) and not is_right(each)
+    ]
+    wrong = [each for each in wrong if each.verdict != ERROR]
+    if wrong:
+        yield f"Where there is a page, {len(wrong)} cells did not come to `ok`{_where(wrong)}."
+    broken = [each for each in run.results.values() if each.verdict == ERROR]
+    if broken:
+        yield f"No verdict was reached in {len(broken)}{_where(broken)}."
+    on = sum(each.recovery == RecoveryKind.GOES_ON for each in told)
+    lost = sum(each.recovery == RecoveryKind.LOST for each in told)
+    yield f"When the fault is undone, the access goes on in {on}, and is lost in {lost}."
+
+
+def _against(stock: Run, fix: Run) -> Iterator[str]:
+    """What a fix makes better and worse than stock."""
+    both = pairs(stock.results, fix.results)
+    better = [pair for pair in both if pair.verdict < 0]
+    worse = [pair for pair in both if pair.verdict > 0]
+    lost = [pair for pair in both if pair.recovery > 0]
+    yield (
+        f"Compared with `{stock.kernel}` in {len(both)} cells: the verdict is better in "
+        f"{len(better)}, worse in {len(worse)}{_where(p.patched for p in worse)}; the recovery is "
+        f"worse in {len(lost)}{_where(p.patched for p in lost)}."
+    )
+
+
+def _where(results: Iterable[Result]) -> str:
+    """In which backings and faults, with how often."""
+    places = Counter(f"`{each.scenario.backing}` `{each.scenario.fault}`" for each in results)
+    if not places:
+        return ""
+    return " (" + ", ".join(f"{place} {count}" for place, count in places.items()) + ")"
+
+
+# --- what cannot be -------------------------------------------------------------------------------
+
+
+def _impossible(matrix: Matrix) -> str:
+    rows = ["| backing | fault | access | why not |", "|---|---|---|---|"]
+    for each in matrix.impossible:
+        parts = (each.backings, each.faults, each.accesses)
+        words = (", ".join(sorted(part)) or "any" for part in parts)
+        rows.append(f"| {' | '.join(words)} | {each.reason} |")
+    return "\n".join([*rows, ""])
