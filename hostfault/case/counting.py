@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from errno import EAGAIN, EINTR
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from hostfault.case.model import FrameFaults, Observation, Sample, UserspaceExit
+from hostfault.case.words import functions
 
 KERNEL_SPACE = 1 << 63
 """The first address of the guest's kernel (Linux Documentation/arch/x86/x86_64/mm.rst)."""
@@ -33,6 +34,11 @@ spinning takes 0.72 to 0.90 there, and 1.0 on hardware."""
 
 RESOLVED = ("pf_fixed", "pf_spurious", "pf_emulate", "pf_fast")
 """KVM's statistics of faults that came to something (arch/x86/include/asm/kvm_host.h)."""
+
+
+RESTING = ("kvm_vcpu_halt", "kvm_vcpu_block", "xfer_to_guest_mode")
+"""Where a vCPU that is well waits: for an interrupt (virt/kvm/kvm_main.c), or for its turn on a
+processor (kernel/entry/virt.c)."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +115,28 @@ def failing_samples(observation: Observation, *, anywhere: bool = False) -> int:
 
     Those before the touch do not count, nor does one that found the page backed.
     """
+    failing = _failing(observation, anywhere=anywhere)
+    return next((at for at, failed in enumerate(reversed(failing)) if not failed), len(failing))
+
+
+def longest_failure(observation: Observation) -> int:
+    """The same of the longest row of such samples, wherever it ended."""
+    rows = groupby(_failing(observation, anywhere=False))
+    return max((len(list(row)) for failed, row in rows if failed), default=0)
+
+
+def _failing(observation: Observation, *, anywhere: bool) -> list[bool]:
+    """Whether attempts failed up to each sample after the touch; nothing without a baseline."""
     first = baseline(observation)
     samples = [sample for sample in observation.samples if sample.at > 0]
     if first is None:
-        return 0
-    number = 0
-    for earlier, later in reversed(list(zip([first, *samples], samples, strict=False))):
+        return []
+
+    def failed(earlier: Sample, later: Sample) -> bool:
         found = attempts_between(observation, earlier, later, anywhere=anywhere)
-        if found is None or found.failures == 0 or later.backed is True:
-            break
-        number += 1
-    return number
+        return found is not None and found.failures > 0 and later.backed is not True
+
+    return [failed(earlier, later) for earlier, later in pairwise([first, *samples])]
 
 
 def longest_gap(observation: Observation) -> float:
@@ -218,6 +235,31 @@ def quiet_samples(observation: Observation) -> tuple[Sample, ...]:
             break
         quiet.append(sample)
     return tuple(reversed(quiet))
+
+
+def stuck_samples(observation: Observation) -> tuple[Sample, ...]:
+    """The samples, from the last backwards, in which no vCPU entered the guest or left its place.
+
+    A vCPU that halts waits for its guest, and one on its way in for its turn: those do not count.
+    """
+    stuck: list[Sample] = []
+    for sample in reversed([s for s in observation.samples if s.at > 0]):
+        if not sample.stacks or any(map(_is_at_rest, sample.stacks)):
+            break
+        if stuck and (
+            [functions(each) for each in sample.stacks]
+            != [functions(each) for each in stuck[-1].stacks]
+            or _stat_growth(sample, stuck[-1], "exits")
+        ):
+            break
+        stuck.append(sample)
+    return tuple(reversed(stuck))
+
+
+def _is_at_rest(stack: str) -> bool:
+    """Whether a thread is outside of KVM_RUN, or where KVM lets a vCPU wait."""
+    names = functions(stack)
+    return "kvm_vcpu_ioctl" not in names or any(name.startswith(RESTING) for name in names)
 
 
 def has_faulted(observation: Observation) -> bool:

@@ -140,7 +140,7 @@ class Sample:
     run_state: str  # QMP query-status, or "" if QEMU did not answer
     exits: tuple[UserspaceExit, ...] = ()  # kvm:kvm_userspace_exit
     backed: bool | None = None  # reading QEMU's own address of the page works (None: not asked)
-    stacks: tuple[str, ...] = ()  # of the vCPU threads, in the host's kernel
+    stacks: tuple[str, ...] = ()  # of the vCPU threads in the host's kernel, if none has exited
     place: VcpuPlace | None = None  # None: not asked; only where no tracepoint is counted
 
 

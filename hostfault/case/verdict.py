@@ -22,22 +22,23 @@ from hostfault.case.counting import (
     evidence_of_faults,
     failed_exits,
     failing_samples,
-    frame_growth,
     frame_is_quiet,
     has_faulted,
+    longest_failure,
     longest_gap,
     quiet_samples,
+    stuck_samples,
     waits_for_the_host,
 )
 from hostfault.case.model import (
     PAGE_SIZE,
     Observation,
     Outcome,
-    Sample,
     Verdict,
     VerdictKind,
 )
 from hostfault.case.trouble import guest_events, trouble
+from hostfault.case.unproven import seen
 from hostfault.case.vmm import held, vmm_evidence
 from hostfault.case.words import (
     GUEST_OOPS,
@@ -45,6 +46,7 @@ from hostfault.case.words import (
     HOST_OOPS,
     VMM_WORDS,
     errno_name,
+    functions,
     how_it_ended,
     in_words,
     last_function,
@@ -63,6 +65,10 @@ STALL_GAPS = 4
 
 STALL_SAMPLES = 5
 """Samples in a row, after the last fault on the frame, that must all show nothing moving."""
+
+STUCK_SAMPLES = 50
+"""Samples in a row that must find a vCPU where it was: some seconds, and longer than a thread that
+may run is kept from it."""
 
 UNBACKED = (-errno.EFAULT, -133)  # KVM_RUN: no page; the latter is EHWPOISON (asm-generic/errno.h)
 _GOOD = (VerdictKind.OK, VerdictKind.TASK_ERROR, VerdictKind.VM_EXIT)
@@ -100,7 +106,7 @@ def final_verdict(observation: Observation) -> Verdict:
         raise MissingCapabilityError("tracing", why)
     if verdict is None:
         raise DeadlineError(
-            "proof of what became of the guest task", observation.waited, _seen(observation)
+            "proof of what became of the guest task", observation.waited, seen(observation)
         )
     return verdict
 
@@ -119,21 +125,27 @@ def _host_bug(observation: Observation) -> Verdict | None:
 
 
 def _stuck(observation: Observation) -> Verdict | None:
-    """A vCPU that stays in the host's kernel: QEMU gets no answer from it, and it does not exit."""
-    samples = [sample for sample in observation.samples if sample.at > 0][-STALL_SAMPLES:]
-    if len(samples) < STALL_SAMPLES or observation.probe.outcome is not None:
+    """A vCPU that stays in one function of the host's kernel, and is not just halted or preempted.
+
+    QEMU goes on to answer, statistics included: it reads those without the vCPU's help.
+    """
+    if observation.probe.outcome is not None or not has_faulted(observation):
         return None
-    if any(sample.vcpu_stats or not sample.stacks for sample in samples):
+    stuck = stuck_samples(observation)
+    if len(stuck) < STUCK_SAMPLES:
         return None
-    top = {last_function(sample.stacks[0]) for sample in samples}
-    if len(top) != 1:
-        return None
-    seconds = samples[-1].at - samples[0].at
-    where = top.pop()
-    summary = f"the vCPU has not left {where} in the host's kernel for {seconds:.1f} s"
-    return Verdict(
-        VerdictKind.VCPU_STUCK, summary, (samples[-1].stacks[0], probe_line(observation))
+    last, seconds = stuck[-1], stuck[-1].at - stuck[0].at
+    summary = (
+        f"the vCPU has not left {last_function(last.stacks[0])} in the host's kernel "
+        f"for {seconds:.1f} s"
     )
+    evidence = (
+        f"/proc/TID/stack of the vCPU, the same in {len(stuck)} samples in a row: "
+        f"{' < '.join(functions(last.stacks[0]))}",
+        *evidence_of_faults(observation),
+        probe_line(observation),
+    )
+    return Verdict(VerdictKind.VCPU_STUCK, summary, evidence)
 
 
 # --- ends: the host, QEMU, the guest --------------------------------------------------------
@@ -330,9 +342,12 @@ def _stall(observation: Observation) -> Verdict | None:
 
 
 def _went_for_the_page(observation: Observation) -> bool:
-    """Whether the probe said that it touches, and the host saw it where it must have."""
+    """Whether the probe said that it touches, and the host saw it do so.
+
+    A task without a fault on the page waits for something else, for a lock of its kernel's, say.
+    """
     touching = any('"touching"' in step for step in observation.probe.steps)
-    return touching and _host_saw_the_access(observation)
+    return touching and attempts(observation) is not None
 
 
 # --- the access has ended: the guest's word --------------------------------------------------
@@ -346,13 +361,8 @@ def _outcome(observation: Observation) -> Verdict | None:
     if not _host_saw_the_access(observation):
         return None
     evidence = (*evidence_of_faults(observation), probe_line(observation))
-    spun = attempts(observation)
-    if spun is not None and observation.terms.takes_page and spun.failures >= SPIN_FAILURES:
-        summary = (
-            f"spun: {spun.failures:,} failed attempts to back gfn {spun.gfn:#x}, "
-            f"then the task reports {in_words(outcome)}"
-        )
-        return Verdict(VerdictKind.SPIN, summary, evidence)
+    if spun := _spin_that_ended(observation, outcome):
+        return Verdict(VerdictKind.SPIN, spun, evidence)
     match outcome.kind:
         case "value":
             return _value(observation, outcome, evidence)
@@ -365,6 +375,23 @@ def _outcome(observation: Observation) -> Verdict | None:
             return Verdict(VerdictKind.TASK_ERROR, summary, evidence)
         case _:
             return None  # not a word of the probe's language
+
+
+def _spin_that_ended(observation: Observation, outcome: Outcome) -> str | None:
+    """What is to be said of an access that should have been answered at the first failed attempt.
+
+    An access that succeeds may have met a legal burst of retries: the page was there, or soon
+    was. An error is due at once.
+    """
+    spun = attempts(observation)
+    if spun is None or not observation.terms.takes_page or spun.failures < SPIN_FAILURES:
+        return None
+    if outcome.kind == "value" and longest_failure(observation) < SPIN_SAMPLES:
+        return None
+    return (
+        f"spun: {spun.failures:,} failed attempts to back gfn {spun.gfn:#x}, "
+        f"then the task reports {in_words(outcome)}"
+    )
 
 
 def _host_saw_the_access(observation: Observation) -> bool:
@@ -434,29 +461,6 @@ def _holds(observation: Observation) -> str:
 def _expected(observation: Observation) -> str:
     expected = observation.terms.expected
     return "that it must fail" if expected is None else f"{expected:#04x}"
-
-
-# --- at the deadline ---------------------------------------------------------------------
-
-
-def _seen(observation: Observation) -> str:
-    """Everything that bears on the question, for the error that answers none."""
-    last: Sample | None = observation.samples[-1] if observation.samples else None
-    parts = [probe_line(observation)]
-    if last is not None:
-        parts.append(f"run state {last.run_state or 'unknown'}")
-        parts.append(f"vCPU threads at {cpu_share(observation):.0%} of a core")
-    growth = sorted(frame_growth(observation), key=lambda f: f.count, reverse=True)[:3]
-    if not growth:
-        parts.append("no fault at all on the host (does it count in another PID namespace?)")
-    parts += [f"{f.count:,} faults on gfn {f.gfn:#x} from rip {f.rip:#x}" for f in growth]
-    if observation.expected_gfn is not None:
-        parts.append(f"expected gfn {observation.expected_gfn:#x}")
-    parts += liveness(observation)
-    parts += [f"event {event.name}" for event in guest_events(observation)]
-    if observation.qemu_ended is not None:
-        parts.append("QEMU was told to end")
-    return "; ".join(parts)
 
 
 _RULES: tuple[Callable[[Observation], Verdict | None], ...] = (

@@ -80,8 +80,12 @@ def errno_name(number: int) -> str:
 
 def last_function(stack: str) -> str:
     """Where a thread is: the first line of /proc/TID/stack, without its offset."""
-    found = re.search(r"(\w+)\+0x", stack)
-    return found[1] if found else "the kernel"
+    return next(iter(functions(stack)), "the kernel")
+
+
+def functions(stack: str) -> tuple[str, ...]:
+    """The functions of a /proc/TID/stack, innermost first."""
+    return tuple(re.findall(r"([\w.]+)\+0x", stack))
 
 
 def last_line(text: str) -> str:

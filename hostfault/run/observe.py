@@ -54,6 +54,7 @@ PATTERN: tuple[int | None, ...] = tuple(range(0x80, 0x80 + PAGES))  # a byte for
 STORED = 0x5A  # what an access that writes leaves; in no page's pattern
 RECOVERY_PATIENCE = 10.0  # seconds from undoing a fault until "it does not recover"
 PATIENCE = 30.0  # seconds from the touch until "nothing is proven" is an answer too
+ENDING = 3.0  # seconds that a process may take to end, once its connections are gone
 INTERVAL = 0.02  # seconds between samples
 NEEDED_EVENTS = frozenset({"kvm_page_fault"})  # tracepoints without which nothing can be proven
 TAILS = (boot.CONSOLE, f"{boot.NAME}.log")
@@ -249,6 +250,10 @@ class Recording:
         """Wait a little for the probe or an event, then look at everything."""
         self._step_or_end(self._look)
 
+    def do(self, work: Callable[[], None]) -> None:
+        """Do something to the machines while they are observed; they may not survive it."""
+        self._step_or_end(work)
+
     def finish(self) -> None:
         """Add what is only asked for at the end."""
         if self._so_far.host_ended is None:
@@ -348,13 +353,21 @@ class Recording:
         testbed = self._testbed
         ended = testbed.host.ended()
         if ended is None and testbed.agent_answers():
-            self._sample()
-            self._so_far = dataclasses.replace(self._so_far, events=tuple(self._events()))
+            self._see_who_ends()
         elif ended is None:
             ended = testbed.host.ended_silently(str(error))
         self._so_far = dataclasses.replace(self._so_far, host_ended=ended)
         if not self.is_over:
             raise error
+
+    def _see_who_ends(self) -> None:
+        """Look until something has ended, if it does: a process hangs up before it is gone."""
+        deadline = Deadline(ENDING, "QEMU or its guest to end")
+        while not self.is_over:
+            self._sample()
+            self._so_far = dataclasses.replace(self._so_far, events=tuple(self._events()))
+            if deadline.passed():
+                return
 
     def _sample(self) -> None:
         testbed = self._testbed
@@ -375,7 +388,7 @@ class Recording:
             run_state=run_state,
             exits=tuple(UserspaceExit(*each) for each in seen["exits"]),
             backed=seen["backed"],
-            stacks=() if stats else testbed.agent.stacks(boot.NAME),  # no stats: a vCPU is stuck
+            stacks=() if self._has_exited(stats) else testbed.agent.stacks(boot.NAME),
             place=self._place(),
         )
         console, qemu_log, *policy_log = seen["tails"]
@@ -389,6 +402,11 @@ class Recording:
             back_end_ended=self._back_end(seen["gone"]),
             host_ended=testbed.host.ended(),
         )
+
+    def _has_exited(self, stats: Mapping[str, int]) -> bool:
+        """Whether a vCPU has left the guest since the last sample: then it is not stuck."""
+        before = self._so_far.samples[-1].vcpu_stats if self._so_far.samples else {}
+        return stats.get("exits") != before.get("exits")
 
     def _instructions(self) -> tuple[int, int]:
         """The first and the last guest instruction that may be the access."""

@@ -43,7 +43,7 @@ RECORDED = {
     "task-error": "task-error.by-guest-7.3.4.json",
     "ok": "ok.load-7.3.4.json",
     "vmm-death": "vmm-death.killed-7.3.4.json",
-    "stall": "stall.handmade.json",
+    "stall": "stall.mutant-loses-the-wakeup-7.3.4.json",
 }
 SAID = {
     "ok": "load returned 0x88, as it must",
