@@ -23,13 +23,15 @@ from hostfault.case.settings import Settings
 class LabFacts:
     """What a run stands on, known before the first test; the same for all its tests."""
 
-    host_kind: str  # where the KVM under test runs: "local" | "emulated"
+    host_kind: str  # where the KVM under test runs: "local" | "emulated" | "ssh"
     host_reason: str  # why there, e.g. "no usable /dev/kvm: guest did not boot"
     host_kernel: Kernel | None  # None for a local host: it runs what it runs
     host_release: str  # what `uname -r` says on the host
     guest_kernel: Kernel
     qemu: Qemu  # the one that runs the guest
     vmm_policy: str = STOCK  # what that does about a page that KVM cannot back
+    host_cpu: str = ""  # model name and microcode of the host's CPU; "" for an emulated one
+    host_microcode: str = ""
 
 
 class UnmetError(AssertionError):

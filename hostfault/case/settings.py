@@ -14,7 +14,8 @@ VMM_POLICIES = (STOCK, "mce", "stop")  # see images/vmm-policy
 class Settings:
     """The options of a run; None means "find out": the lab resolves it."""
 
-    host: str = "auto"  # "auto" | "local" | "emulated"
+    host: str = "auto"  # "auto" | "local" | "emulated" | "ssh://..."
+    host_console: str = ""  # a file, or a command, that shows the console of one over SSH
     host_kernel: str | None = None  # a name, a path, ...; None: the newest of the catalog
     guest_kernel: str | None = None  # the same
     qemu: str = "image"  # "image" | "system" | a path

@@ -49,7 +49,9 @@ def spin(observation: Observation) -> Verdict | None:
         return None
     places = list(_at_the_access(observation))
     busy = cpu_share(observation) >= IDLE_SHARE
-    told = observation.vmm_deeds or VMM_WORDS.search(observation.qemu_log)
+    told = any(deed.gpa is not None for deed in observation.vmm_deeds) or VMM_WORDS.search(
+        observation.qemu_log
+    )
     if len(places) < PLACES or not busy or told:
         return None
     summary = (

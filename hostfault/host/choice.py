@@ -8,7 +8,8 @@ from typing import Literal
 from hostfault.case.settings import Settings
 from hostfault.plumbing.errors import MissingCapabilityError, UsageError
 
-Kind = Literal["local", "emulated"]
+Kind = Literal["local", "emulated", "ssh"]
+OVER_SSH = "ssh://"
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,21 @@ def forced(settings: Settings) -> Choice | None:
     Raises :class:`UsageError` for options that contradict each other.
     """
     emulated_only = _what_needs_an_emulated_host(settings)
-    if settings.host == "local" and emulated_only:
+    over_ssh = settings.host.startswith(OVER_SSH)
+    if (settings.host == "local" or over_ssh) and emulated_only:
         raise UsageError(
-            f"{emulated_only} needs an emulated host: a local one runs the kernel that it runs. "
-            f"Leave out --host local, or {emulated_only}"
+            f"{emulated_only} needs an emulated host: another one runs the kernel that it runs. "
+            f"Leave out --host {settings.host}, or {emulated_only}"
         )
+    if settings.host_console and not over_ssh:
+        raise UsageError("--host-console is for a host over SSH: --host ssh://...")
+    if over_ssh and settings.qemu != "image":
+        raise UsageError(
+            f"--qemu {settings.qemu}: over SSH the QEMU of the host image is brought along; "
+            "leave --qemu out"
+        )
+    if over_ssh:
+        return Choice("ssh", f"asked for with --host {settings.host}")
     if "kvm" in settings.require and (settings.host == "emulated" or emulated_only):
         raise UsageError(
             "--require kvm wants this machine's own kernel to be tested: "

@@ -81,6 +81,15 @@ def why_no_tracing(tracefs: Path = TRACEFS) -> str:
     return ""
 
 
+def cpu_facts(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, str]:
+    """Model name and microcode of this machine's first CPU; "" for what it does not tell."""
+    told: dict[str, str] = {}
+    for line in cpuinfo.read_text().splitlines():
+        name, _, value = line.partition(":")
+        told.setdefault(name.strip(), value.strip())
+    return told.get("model name", ""), told.get("microcode", "")
+
+
 def nesting_allowed(parameters: Sequence[Path] = NESTED) -> bool:
     """Whether this machine's KVM lets a guest be a KVM host."""
     return any(path.exists() and path.read_text().strip() in ("1", "Y") for path in parameters)

@@ -10,6 +10,11 @@ from hostfault.case.capabilities import check_names
 from hostfault.case.model import STOCK
 from hostfault.case.settings import VMM_POLICIES, Settings
 from hostfault.plugin import sets
+from hostfault.plugin.workers import number_of, workers_of
+from hostfault.plumbing.errors import UsageError
+
+KINDS = ("auto", "local", "emulated")
+OVER_SSH = "ssh://"
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -31,9 +36,17 @@ def _add_machines(group: pytest.OptionGroup) -> None:
     """Which host, kernels and QEMU."""
     group.addoption(
         "--host",
-        choices=("auto", "local", "emulated"),
-        default="auto",
-        help="where the KVM under test runs (default auto: local if a guest boots on /dev/kvm)",
+        action="append",
+        default=[],
+        metavar="|".join((*KINDS, "ssh://[USER@]MACHINE[:PORT]")),
+        help="where the KVM under test runs (default auto: local if a guest boots on /dev/kvm); "
+        "several machines for pytest-xdist, one a worker",
+    )
+    group.addoption(
+        "--host-console",
+        default="",
+        metavar="FILE|COMMAND",
+        help="what shows the console of a host over SSH: a file, or a command that prints it",
     )
     for role in ("host", "guest"):
         group.addoption(
@@ -123,7 +136,8 @@ def from_config(config: pytest.Config) -> Settings:
     sets.load().check(config.getoption("--set"))
     artifacts = config.getoption("--artifacts")
     return Settings(
-        host=config.getoption("--host"),
+        host=_host(config),
+        host_console=config.getoption("--host-console"),
         host_kernel=config.getoption("--host-kernel"),
         guest_kernel=config.getoption("--guest-kernel"),
         qemu=config.getoption("--qemu"),
@@ -138,6 +152,32 @@ def from_config(config: pytest.Config) -> Settings:
         guest_append=_words(config, "--guest-append"),
         host_append=_words(config, "--host-append"),
     )
+
+
+def _host(config: pytest.Config) -> str:
+    """The host of this process: with pytest-xdist each worker has a machine of its own.
+
+    Raises :class:`UsageError`.
+    """
+    asked: list[str] = config.getoption("--host")
+    machines = [each for each in asked if each.startswith(OVER_SSH)]
+    if unknown := [each for each in asked if each not in (*KINDS, *machines)]:
+        raise UsageError(
+            f"--host {unknown[0]}: give {', '.join(KINDS)} or ssh://[user@]machine[:port]"
+        )
+    if not machines:
+        return asked[-1] if asked else KINDS[0]
+    if len(machines) != len(asked) or len(set(machines)) != len(machines):
+        raise UsageError(f"--host: several hosts are several machines over SSH, not {asked}")
+    number, workers = number_of(config), workers_of(config)
+    if number is not None:  # one that is started anew gets the machine of the one that died
+        return machines[number % len(machines)]
+    if workers != len(machines):
+        raise UsageError(
+            f"--host: {len(machines)} machines and {workers} workers: each has its own, so give "
+            f"-n {len(machines)} (pytest-xdist)"
+        )
+    return machines[0]
 
 
 def _words(config: pytest.Config, option: str) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from hostfault.plugin.summary import (
     show_table,
     show_unfinished,
 )
+from hostfault.plugin.workers import row_of_worker
 from hostfault.plumbing.errors import HostfaultError, SetupError, UsageError
 from hostfault.plumbing.text import harmless
 from hostfault.report import artifacts
@@ -162,6 +163,8 @@ class HostfaultSession:
         """Note the row of a test."""
         scenario = self._scenarios.get(report.nodeid)
         if scenario is None:
+            if row := row_of_worker(report):
+                self._rows[report.nodeid] = row
             return
         record = self._records.get(report.nodeid)
         if report.when == "call" and record is not None:

@@ -22,6 +22,8 @@ def verdict_json(record: Record) -> dict[str, Any]:
         "host_reason": facts.host_reason,
         "host_kernel": to_json(facts.host_kernel),
         "host_release": record.observation.host_release or facts.host_release,
+        "host_cpu": facts.host_cpu,
+        "host_microcode": facts.host_microcode,
         "kvm_build_id": record.observation.kvm_build_id,
         "guest_kernel": to_json(facts.guest_kernel),
         "qemu": to_json(facts.qemu),

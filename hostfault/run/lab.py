@@ -32,10 +32,12 @@ from hostfault.host.choice import Choice, MachineFacts, choose, forced
 from hostfault.host.emulated import PAYLOAD, EmulatedHost, payload
 from hostfault.host.local import LocalHost
 from hostfault.host.outer_qemu import MachineSpec
-from hostfault.host.preflight import nesting_allowed, why_no_tracing, why_not
+from hostfault.host.preflight import cpu_facts, nesting_allowed, why_no_tracing, why_not
 from hostfault.host.qemu import environment_of, find_qemu
+from hostfault.host.remote import Console, RemoteFiles, RemoteHost
 from hostfault.host.testbed import ATTEMPTS, Added, Host, Testbed, keep_logs
 from hostfault.image import guest_image, host_image, host_initramfs
+from hostfault.image.bundle import qemu_bundle
 from hostfault.image.vmm_policy import build_policy
 from hostfault.kernel import resolve
 from hostfault.kernel.catalog import newest
@@ -43,6 +45,7 @@ from hostfault.plumbing.cache import Cache, default_cache
 from hostfault.plumbing.errors import GuestLostError
 from hostfault.plumbing.short_directory import sweep_short_directories
 from hostfault.plumbing.ssh_keys import Identity, identity
+from hostfault.remote.openssh import Target
 from hostfault.run.observe import arm, observe
 
 log = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ CACHE_LIMITS = {
     "host-initramfs": 1 << 30,
     "guest-images": 1 << 30,
     "host-images": 2 << 30,
+    "qemu-bundles": 128 << 20,
     "kernels": 3 << 30,
     "packages": 512 << 20,
     "site-packages": 128 << 20,
@@ -148,15 +152,27 @@ class Lab:
         emulated = self.choice.kind == "emulated"
         if emulated:  # its kernels and images are had now, outside of any test's time
             self._outer_machine(next(iter(BACKINGS)))
+        release, cpu, microcode = self._machine_facts()
         return LabFacts(
             host_kind=self.choice.kind,
             host_reason=self.choice.reason,
             host_kernel=self._host_kernel if emulated else None,
-            host_release=self._host_kernel.release if emulated else platform.release(),
+            host_release=release,
+            host_cpu=cpu,
+            host_microcode=microcode,
             guest_kernel=self._guest_kernel,
             qemu=self._qemu,
             vmm_policy=self._settings.vmm_policy,
         )
+
+    def _machine_facts(self) -> tuple[str, str, str]:
+        """The host's release, and its CPU's model and microcode; leases a machine over SSH."""
+        if self.choice.kind == "emulated":
+            return self._host_kernel.release, "", ""
+        if isinstance(self.host, RemoteHost):
+            found = self.host.machine.facts
+            return found.release, found.cpu, found.microcode
+        return platform.release(), *cpu_facts()
 
     @cached_property
     def choice(self) -> Choice:
@@ -176,11 +192,24 @@ class Lab:
         where = "" if library is None else f"{PAYLOAD}/{library.name}" if emulated else str(library)
         policy = VmmPolicy(settings.vmm_policy, where)
         added = Added(settings.qemu_options, settings.guest_append, policy)
+        if self.choice.kind == "ssh":
+            return self._remote_host(added)
         if not emulated:
             return LocalHost(
                 self._qemu, self._guest_kernel, self._guest_image, self._identity, added
             )
         return EmulatedHost(self._outer_machine, self._identity, self._cache, added)
+
+    def _remote_host(self, added: Added) -> RemoteHost:
+        target = Target.parse(self._settings.host)
+        files = RemoteFiles(
+            qemu=qemu_bundle(self._cache, self._host_image),
+            kernel=self._guest_kernel,
+            image_for=self._guest_image,
+        )
+        console = Console(self._settings.host_console)
+        host = RemoteHost(target, self._qemu, files, self._identity, added, console)
+        return self._stack.enter_context(host)
 
     def _outer_machine(self, backing: Backing) -> MachineSpec:
         """The machine that an emulated host is; it carries the guest of a backing."""

@@ -421,7 +421,9 @@ class Recording:
         if seen.counted_by or not self._taken or seen.expected_gfn is None:
             return None
         gfn = seen.expected_gfn
-        place: VcpuPlace | None = _ask(lambda: place_of(self._testbed.recorder, gfn), None)
+        place: VcpuPlace | None = _ask(
+            lambda: place_of(self._testbed.recorder, gfn, seen.scenario.vcpus), None
+        )
         return place
 
     def _back_end(self, gone: Mapping[str, int]) -> Ended | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from hostfault.remote.ssh import SshShell, connect
 
 PROJECT = Path(__file__).parents[2]
 HERE = "/run/hostfault"  # in the host
-PACKAGES = ("pytest", "pytest-timeout", "qemu.qmp", "paramiko")
+PACKAGES = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]
 LEFT = "ls -d /tmp/hostfault-* 2>/dev/null; busybox pidof qemu-system-x86_64"
 
 
@@ -61,6 +62,7 @@ def project_files() -> Mapping[str, Path]:
         PROJECT / "pyproject.toml",
         PROJECT / "conftest.py",
         *(PROJECT / "kernels").glob("*.toml"),
+        PROJECT / "ci" / "matrix.toml",
         *(PROJECT / "hostfault").rglob("*.py"),
         *(PROJECT / "tests" / "dax").rglob("*.py"),
         *(PROJECT / "tests" / "ram").rglob("*.py"),

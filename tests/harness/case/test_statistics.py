@@ -133,8 +133,12 @@ def test_two_samples_at_the_access_are_too_few() -> None:
 def test_a_qemu_that_was_told_has_no_spinning_guest() -> None:
     told = observed(*spinning(), qemu_log="Convert non guest_memfd backed memory region")
     assert judge(told) is None
-    by_its_policy = observed(*spinning(), vmm_policy="stop", vmm_deeds=(VmmDeed("told", 1),))
+    by_its_policy = observed(
+        *spinning(), vmm_policy="stop", vmm_deeds=(VmmDeed("held", 1, gpa=GFN << 12),)
+    )
     assert judge(by_its_policy) is None
+    untold = observed(*spinning(), vmm_policy="stop", vmm_deeds=(VmmDeed("loaded", 1),))
+    assert judge(untold) is not None
 
 
 def test_a_control_is_judged_as_anywhere() -> None:

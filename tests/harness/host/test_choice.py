@@ -51,6 +51,11 @@ NO_TRACING = MachineFacts("", "only root may: use sudo for the local host")
             GOOD,
             Choice("emulated", "--host-append boots in one"),
         ),
+        (
+            Settings(host="ssh://lab"),
+            NO_KVM,  # which is of this machine, and nobody asks
+            Choice("ssh", "asked for with --host ssh://lab"),
+        ),
         (Settings(qemu="system"), GOOD, Choice("local", "a guest boots on /dev/kvm")),
     ],
 )
@@ -84,6 +89,9 @@ def test_what_was_demanded_and_is_missing_is_a_missing_capability(
         (Settings(require=("kvm",), host="emulated"), "this machine's own kernel"),
         (Settings(require=("kvm",), host_kernel="6.1"), "this machine's own kernel"),
         (Settings(host="emulated", qemu="system"), "--qemu needs a local host"),
+        (Settings(host="ssh://lab", host_kernel="6.1"), "Leave out --host ssh://lab"),
+        (Settings(host="ssh://lab", qemu="system"), "leave --qemu out"),
+        (Settings(host="local", host_console="file"), "--host-console is for a host over SSH"),
     ],
 )
 def test_options_that_contradict_each_other_are_told_before_anything_runs(

@@ -214,6 +214,8 @@ def test_a_name_that_does_not_exist_is_a_usage_error(suite: pytest.Pytester) -> 
     "options",
     [
         ("--host", "mars"),
+        ("--host", "ssh://a", "--host", "local"),
+        ("--host", "ssh://a", "--host", "ssh://b"),
         ("--accept", "all"),
         ("--require", "luck"),
         ("--artifacts", "."),
@@ -228,6 +230,20 @@ def test_a_wrong_option_is_a_usage_error_before_anything_runs(
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "Traceback" not in result.stderr.str()
     assert not (suite.path / "lab-closed").exists()
+
+
+def test_each_worker_has_a_machine_of_its_own_and_the_table_has_them_all(
+    suite: pytest.Pytester,
+) -> None:
+    pytest.importorskip("xdist")
+    lab_that(suite, verdict="'spin'", kernel="None")
+    machines = ("--host", "ssh://a", "--host", "ssh://b")
+    result = suite.runpytest_subprocess("-n", "2", *machines, "-k", "zero-load")
+    result.assert_outcomes(failed=2)
+    for machine in ("a", "b"):
+        assert f"on ssh://{machine}" in result.stdout.str()
+    result = suite.runpytest_subprocess("-n", "3", *machines)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
 
 
 def test_artifacts_that_exist_are_taken_when_overwriting(suite: pytest.Pytester) -> None:

@@ -17,6 +17,7 @@ REGISTERS = (
     "R8 =00007f1111111111 R9 =0000000000000000 R10=0000000000000000 R11=0000000000000246\r\n"
     "RIP=00000000004016b5 RFL=00010246 [---Z-P-] CPL=3 II=0 A20=1 SMM=0 HLT=0\r\n"
 )
+IDLE = "RAX=0000000000000000\r\nRIP=ffffffff82000000 RFL=00000246\r\n"
 
 
 class Monitor:
@@ -26,8 +27,12 @@ class Monitor:
         self.pages = pages
         self.registers = registers
         self.asked: list[int] = []
+        self.vcpu = 0  # whose registers those are
 
-    def monitor(self, line: str) -> str:
+    def execute(self, _command: str, arguments: Mapping[str, Any]) -> str:
+        line = str(arguments["command-line"])
+        if arguments["cpu-index"] != self.vcpu:
+            return IDLE if line == "info registers" else "Unmapped\r\n"
         if line == "info registers":
             return self.registers
         address = int(line.removeprefix("gva2gpa "), 16)
@@ -53,10 +58,22 @@ def test_each_page_is_asked_for_once_and_page_zero_never() -> None:
     monitor = Monitor({})
     found(monitor)
     assert sorted(address >> 12 for address in monitor.asked) == [
+        RIP >> 12,
         0x7F0000008,
         0x7F1111111,
         0x7FFC12345,
     ]
+
+
+def test_an_instruction_in_the_frame_is_found() -> None:
+    assert found(Monitor({RIP >> 12: GFN})) == VcpuPlace(RIP, GFN)
+
+
+def test_of_several_vcpus_the_one_that_points_there_is_taken() -> None:
+    monitor = Monitor({0x7F0000008: GFN})
+    monitor.vcpu = 1
+    assert place_of(cast("Any", monitor), GFN, 2) == VcpuPlace(RIP, GFN)
+    assert place_of(cast("Any", Monitor({})), GFN, 2) == VcpuPlace(RIP, None)
 
 
 def test_a_qemu_that_shows_no_registers_tells_nothing() -> None:
