@@ -33,6 +33,7 @@ OLDEST_PYTHON = (3, 11)
 ARCHITECTURE = "x86_64"
 KVM_GET_API_VERSION, API_VERSION = 0xAE00, 12  # linux/kvm.h
 PREFIX, LOCK, AGENTS = "hostfault-", ".in-use", "agents"
+AGENT_LOG = "agent-{}.log"  # of the first agent, and so on
 SILENCE = 60.0  # seconds without a word after which whoever spoke to us is gone
 GRACE = 20.0  # seconds for an agent to end its children
 ST_NOEXEC = 8  # statvfs(3)
@@ -152,6 +153,7 @@ class Keeper:
         self._directory = directory
         self._words, self._answers = words, answers
         self._agents: list[subprocess.Popen[bytes]] = []
+        self._started = 0
         self._heard = time.monotonic()
         self._over = threading.Event()
 
@@ -213,11 +215,13 @@ class Keeper:
         self._answers.flush()
 
     def _start_agent(self, connection: socket.socket) -> None:
-        number = len(list(self._directory.glob("agent-*.log"))) + 1
+        self._started += 1
+        number = self._started
         argv = [sys.executable, "-P", "-m", "hostfault.agent", "--stdio", str(connection.fileno())]
         argv += ["--directory", str(self._directory / f"run-{number}")]
         env = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONDONTWRITEBYTECODE": "1"}
-        with (self._directory / f"agent-{number}.log").open("wb") as log, connection:
+        log_file = self._directory / AGENT_LOG.format(number)
+        with log_file.open("wb") as log, connection:
             agent = subprocess.Popen(
                 argv,
                 env={**env, "PYTHONPATH": str(self._directory / "python")},

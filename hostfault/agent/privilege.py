@@ -1,12 +1,11 @@
-"""Users that nobody is, for what a guest may break into; and a guard for what changes its user."""
+"""Users that nobody is, for what a guest may break into."""
 
 from __future__ import annotations
 
 import os
 import pwd
 import random
-import subprocess
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,9 +14,6 @@ from pathlib import Path
 FIRST, LAST = 61184, 65519
 CHOWN, KILL, SETGID, SETUID, SYS_PTRACE = 0, 5, 6, 7, 19  # linux/capability.h
 NEEDED = (CHOWN, KILL, SETGID, SETUID, SYS_PTRACE)  # to change users, and look after them then
-
-# $1: a process group. Ends it when the input does, which is when whoever holds the other end has.
-_GUARD = 'read -r line; kill -s KILL -- "-$1"'
 
 
 def other_users(number: int) -> list[int]:
@@ -30,30 +26,6 @@ def other_users(number: int) -> list[int]:
     taken = {found.pw_uid for found in pwd.getpwall()} | set(_running())
     free = [uid for uid in range(FIRST, LAST) if uid not in taken and _is_mapped(uid)]
     return random.sample(free, number) if len(free) >= number else []
-
-
-def guard(group: int) -> subprocess.Popen[bytes]:
-    """A process that kills a process group once we are gone; end it when that group has ended.
-
-    For programs that change their user: that takes their parent-death signal away (prctl(2)).
-    """
-    return subprocess.Popen(
-        ["sh", "-c", _GUARD, "sh", str(group)],
-        env={"PATH": os.defpath},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def dismiss(guards: Collection[subprocess.Popen[bytes]]) -> None:
-    """End guards before they act."""
-    for each in guards:
-        each.kill()
-        each.wait(10)
-        if each.stdin is not None:
-            each.stdin.close()
 
 
 def _capable() -> bool:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hostfault.agent.cap import Cap
+from hostfault.agent.children import PR_SET_PDEATHSIG, dismiss, end, guard, in_child
 from hostfault.agent.counters import ANYWHERE, Counters, NoCounts, begin
 from hostfault.agent.datafiles import DataFiles
 from hostfault.agent.filesystems import (
@@ -37,10 +38,9 @@ from hostfault.agent.filesystems import (
 )
 from hostfault.agent.modules import build_id_of
 from hostfault.agent.ports import open_port
-from hostfault.agent.privilege import dismiss, guard, other_users
+from hostfault.agent.privilege import other_users
 from hostfault.agent.procstat import vcpu_threads
 
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38  # prctl(2)
 LIMIT = 1 << 20  # bytes of a file that one request may ask for
 LONGEST_WAIT = 1.0  # seconds: nothing else is answered meanwhile
 
@@ -132,7 +132,7 @@ class Agent:
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 start_new_session=True,
-                preexec_fn=_in_child,
+                preexec_fn=in_child,
             )
         assert child.stdin is not None
         assert child.stdout is not None
@@ -211,7 +211,7 @@ class Agent:
                 stderr=log,
                 pass_fds=() if listener is None else (listener.fileno(),),
                 start_new_session=True,
-                preexec_fn=_in_child,
+                preexec_fn=in_child,
             )
         if listener is not None:
             listener.close()
@@ -297,6 +297,10 @@ class Agent:
             self._counters.stop()
             self._counters = begin()
         return self._counters.counted()
+
+    def reads_kernel_log(self) -> bool:
+        """Whether the kernel lets us read its log (dmesg_restrict), since :meth:`trace`."""
+        return self._kernel_log is not None
 
     def counted_by(self) -> list[str]:
         """How tracepoints are counted ("tracefs", "perf", or "" for not), and if not, why."""
@@ -394,7 +398,7 @@ class Agent:
             last_first.callback(lambda: self._counters.stop())
             last_first.callback(dismiss, self._guards)
             for child in self._children.values():
-                last_first.callback(_end, child)
+                last_first.callback(end, child)
 
     def _open_kernel_log(self) -> None:
         if self._kernel_log is None:
@@ -433,25 +437,6 @@ def serve(agent: Agent, incoming: BinaryIO, outgoing: BinaryIO) -> None:
         for line in incoming:
             outgoing.write(json.dumps(answer(agent, line)).encode() + b"\n")
             outgoing.flush()
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a child by TERM, then KILL, with all of its group."""
-    for number, patience in ((signal.SIGTERM, 2), (signal.SIGKILL, 10)):
-        if child.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(patience)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)  # what it started and left in its group
-    child.wait(10)
-
-
-def _in_child() -> None:
-    """End with us, and never have more rights than now, whatever is executed (prctl(2))."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def main() -> None:

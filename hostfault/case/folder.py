@@ -37,7 +37,7 @@ FILES: Mapping[str, str] = {
     HOST_SERIAL: "emulated host: its console, from its boot on",
     HOST_QEMU_LOG: "emulated host: the outer QEMU's command line and what it printed",
     HOST_QMP: "emulated host: messages to and from the outer QEMU",
-    AGENT_LOG: "local host: the agent's command line and what it printed",
+    AGENT_LOG: "local host, and over SSH: what the agent printed",
     OBSERVATION: "everything that the verdict was made of",
 }
 """In the order of docs/debugging.md, which has the same table."""

@@ -244,6 +244,7 @@ class Observation:
     kvm_build_id: str = ""  # of the kvm module that was loaded there, in hex
     version: str = ""  # of hostfault
     on_tcg: bool = False  # the host's CPU is emulated: the outer QEMU runs it with TCG
+    host_log_read: bool = True  # False: this user may not read the host kernel's log
     counted_by: str = "tracefs"  # what counted tracepoints: or "perf", or "" for nothing did
     recovery: Recovery | None = None  # what followed when the fault was undone
     vmm_policy: str = STOCK  # what the VMM was to do about a page that KVM cannot back

@@ -101,7 +101,7 @@ def final_verdict(observation: Observation) -> Verdict:
         or _stall(observation)
     )
     if verdict is not None and verdict.kind in _GOOD:
-        verdict = _host_bug(observation) or verdict
+        verdict = _host_bug(observation) or _with_unread_log(observation, verdict)
     if verdict is None and (why := _unprovable(observation)):
         raise MissingCapabilityError("tracing", why)
     if verdict is None:
@@ -122,6 +122,14 @@ def _host_bug(observation: Observation) -> Verdict | None:
         return None
     line = line_around(observation.host_log, said)
     return Verdict(VerdictKind.HOST_BUG, f"the host's kernel complains: {line}", (line,))
+
+
+def _with_unread_log(observation: Observation, verdict: Verdict) -> Verdict:
+    """The verdict, and in its evidence whether a complaint of the host's could have been seen."""
+    if observation.host_log_read:
+        return verdict
+    line = "the host's kernel log may not be read by this user: a complaint would not be seen"
+    return replace(verdict, evidence=(*verdict.evidence, line))
 
 
 def _stuck(observation: Observation) -> Verdict | None:

@@ -62,6 +62,7 @@ class LeasedMachine:
     ) -> None:
         self.target = target
         self.facts = MachineFacts(**told)
+        self.agents = 0  # that were asked for
         self._client = client
         self._words = words  # to the keeper, and its answers
         self._lock = threading.Lock()  # of the words
@@ -97,6 +98,15 @@ class LeasedMachine:
         line = [self.facts.python, "-P", "-m", module, *arguments]
         environment = f"PYTHONPATH={self.facts.directory}/python PYTHONDONTWRITEBYTECODE=1"
         return self._run(f"exec env {environment} {shlex.join(line)}")
+
+    def read(self, path: str, limit: int = 20000) -> str:
+        """The end of a file in the directory; "" if there is none, or no connection any more."""
+        with suppress(ConnectionLostError, paramiko.SSHException, EOFError, OSError):
+            channel = self._run(f"tail -c {limit} {shlex.quote(f'{self.facts.directory}/{path}')}")
+            channel.settimeout(SIGN_OF_LIFE)
+            with channel.makefile("rb") as stream:
+                return stream.read(limit).decode(errors="replace")
+        return ""
 
     def give_up(self) -> None:
         """Break the connection, if it is not broken: the machine does not answer."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import hostfault
 from hostfault.agent import keeper
 from hostfault.backing import BACKINGS, Backing, Python
+from hostfault.case.folder import AGENT_LOG
 from hostfault.case.model import Ended, Event, GuestImage, Kernel, Qemu, Scenario
 from hostfault.case.words import HOST_OOPS
 from hostfault.guest.policy import VmmPolicy
@@ -145,7 +146,7 @@ class RemoteHost:
         initramfs = f"guest-initramfs-{image.key or backing.name}"
         machine.put({"guest-kernel": self._files.kernel.image, initramfs: image.initramfs})
         watch = Stopwatch()
-        agent = stack.enter_context(_remote_agent(machine))
+        agent = stack.enter_context(_remote_agent(machine, folder))
         directory = str(agent.hello()["dir"])
         ours = machine.facts.directory
         reach = stack.enter_context(short_directory())
@@ -183,14 +184,20 @@ class RemoteHost:
 
 
 @contextmanager
-def _remote_agent(machine: LeasedMachine) -> Iterator[Agent]:
-    """An agent there; it ends its children and removes its files when we hang up."""
+def _remote_agent(machine: LeasedMachine, folder: Path) -> Iterator[Agent]:
+    """An agent there; it ends its children and removes its files when we hang up.
+
+    ``folder`` gets what it printed.
+    """
+    machine.agents += 1
     agent = Agent(machine.channel(RELAY, f"{machine.facts.directory}/{keeper.AGENTS}"))
     try:
         agent.hello()
         yield agent
     finally:
         agent.close()
+        words = machine.read(keeper.AGENT_LOG.format(machine.agents)) if machine.alive else ""
+        (folder / AGENT_LOG).write_text(words)
 
 
 def programs() -> Mapping[str, Path]:

@@ -180,6 +180,10 @@ class Agent:
         """
         return list(self._ask("trace", anew=anew))
 
+    def reads_kernel_log(self) -> bool:
+        """Whether :meth:`kernel_log` can tell anything."""
+        return bool(self._ask("reads_kernel_log"))
+
     def counted_by(self) -> tuple[str, str]:
         """How tracepoints are counted ("tracefs", "perf", or "" for not), and if not, why."""
         how, why = self._ask("counted_by")

@@ -209,6 +209,7 @@ class Recording:
             on_tcg=testbed.host.on_tcg,
             vmm_policy=testbed.policy.name,
             counted_by=armed.counted_by,
+            host_log_read=testbed.agent.reads_kernel_log(),
         )
 
     @property

@@ -23,7 +23,7 @@ from hostfault.kernel.catalog import newest
 from hostfault.plumbing.cache import default_cache
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.short_directory import short_directory
-from hostfault.plumbing.ssh_keys import Identity, identity
+from hostfault.plumbing.ssh_keys import identity
 from hostfault.remote.agent import Agent
 from hostfault.remote.ssh import SshShell, connect
 
@@ -43,6 +43,7 @@ class LabMachine:
 
     shell: SshShell  # of root's, to look at it
     folder: Path  # its console is in there
+    ssh: Path  # the socket behind which its SSH server is
     environment: Mapping[str, str]  # for programs that are to find it by ssh_config(5)
 
     @property
@@ -53,19 +54,23 @@ class LabMachine:
         """What of a run is on it; the words of the agent that its init starts are not."""
         return self.shell.run(LEFT, Deadline(20.0, "ls")).text.strip()
 
-    def pytest(self, *options: str, name: str = NAME) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-m", "pytest", "--host", f"ssh://{name}", *options]
-        done = subprocess.run(
-            argv,
-            cwd=PROJECT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-        print(done.stdout, done.stderr)
-        return done
+    def pytest(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return pytest_from(self.environment, "--host", f"ssh://{NAME}", *options)
+
+
+def pytest_from(environment: Mapping[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+    """The project's pytest on this machine, to its end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    print(done.stdout, done.stderr)
+    return done
 
 
 @contextmanager
@@ -89,11 +94,12 @@ def lab_machine(folder: Path) -> Iterator[LabMachine]:
         ssh = Sockets.below(directory).host_ssh
         shell = connect(NAME, ssh, keys, Deadline(60.0, "SSH of the lab machine"))
         stack.callback(shell.close)
-        yield LabMachine(shell, folder, configured(folder / "home", keys, {NAME: ssh}))
+        yield LabMachine(shell, folder, ssh, configured(folder / "home", {NAME: ssh}))
 
 
-def configured(home: Path, keys: Identity, machines: Mapping[str, Path]) -> dict[str, str]:
+def configured(home: Path, machines: Mapping[str, Path]) -> dict[str, str]:
     """An environment with an ssh_config(5) for machines behind Unix sockets."""
+    keys = identity(default_cache())
     (home / ".ssh").mkdir(parents=True)
     relay = f"env PYTHONPATH={PROJECT} {sys.executable} -P -m hostfault.agent.relay"
     sections = [

@@ -6,10 +6,13 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from project_host import HERE, LEFT, host_with_project, pytest_in
 
+from hostfault.case.model import VerdictKind, observation_from_json
+from hostfault.case.verdict import final_verdict
 from hostfault.plumbing.deadline import Deadline
 from hostfault.remote.shell import Answer
 from hostfault.remote.ssh import SshShell
@@ -80,12 +83,21 @@ def test_a_case_as_root_proves_the_spin_and_the_guest_gets_at_no_right_of_root_s
 
 
 @pytest.mark.timeout(600)
-def test_a_user_of_the_group_kvm_proves_the_spin_without_tracepoints(host: SshShell) -> None:
+def test_a_user_of_the_group_kvm_proves_the_spin_without_tracepoints(
+    host: SshShell, tmp_path: Path
+) -> None:
     answer = as_user(host, "-k zero-load-noapf tests/dax")
     assert re.search(r"host: local.*tracepoints cannot be counted", answer.text)
     assert re.search(r"virtiofs-dax +zero +load +no-async-pf +SPIN", answer.text)
     assert "no tracepoint is counted" in answer.text
     assert answer.code == pytest.ExitCode.TESTS_FAILED
+    recorded = host.check(
+        f"cat {JOB}/project/.hostfault/runs/last/*/observation.json", Deadline(10.0, "cat")
+    )
+    (tmp_path / "observation.json").write_text(recorded)
+    observation = observation_from_json(json.loads(recorded))
+    assert observation.counted_by == ""
+    assert final_verdict(observation).kind is VerdictKind.SPIN
 
 
 @pytest.mark.nightly

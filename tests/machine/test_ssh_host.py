@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab_machine import NAME, LabMachine, lab_machine
+from lab_machine import NAME, LabMachine, configured, lab_machine, pytest_from
 
 from hostfault.case.model import Scenario, Verdict, VerdictKind
 from hostfault.case.settings import Settings
@@ -107,6 +107,18 @@ def test_all_of_dax_has_its_verdicts(machine: LabMachine) -> None:
     assert len(re.findall(r"virtiofs-dax +(?:zero|middle) .* SPIN", done.stdout)) == 12
     assert "12 failed, 6 passed" in done.stdout
     assert machine.left() == ""
+
+
+def test_two_machines_share_the_cases(tmp_path: Path) -> None:
+    pytest.importorskip("xdist")
+    with lab_machine(tmp_path / "1") as first, lab_machine(tmp_path / "2") as second:
+        environment = configured(tmp_path / "home", {"one": first.ssh, "two": second.ssh})
+        hosts = ("-n", "2", "--host", "ssh://one", "--host", "ssh://two")
+        done = pytest_from(environment, *hosts, "-k", "zero-load or none-load", "tests/dax")
+        assert "2 failed, 2 passed" in done.stdout
+        for name in ("one", "two"):
+            assert f"on ssh://{name}" in done.stdout
+        assert first.left() == second.left() == ""
 
 
 @pytest.mark.usefixtures("at_home")

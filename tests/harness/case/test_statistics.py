@@ -151,6 +151,15 @@ def test_a_control_is_judged_as_anywhere() -> None:
     assert judge(with_outcome(Outcome("value", 0x88), *restless, terms=control)) is None
 
 
+def test_a_pass_without_the_host_s_log_says_so() -> None:
+    control = Terms(takes_page=False, control=True, writes=False, by_kernel=False, expected=0x88)
+    quiet = (sample(-0.1, 0), sample(0.1, 0), sample(0.2, 0))
+    passed = with_outcome(Outcome("value", 0x88), *quiet, terms=control)
+    assert not any("log" in line for line in final_verdict(passed).evidence)
+    unread = dataclasses.replace(passed, host_log_read=False)
+    assert "kernel log may not be read" in final_verdict(unread).evidence[-1]
+
+
 def test_an_error_of_the_task_alone_is_a_skip_that_says_why() -> None:
     quiet = (sample(-0.1, 0), sample(0.1, 3), sample(0.2, 3))
     alone = with_outcome(SIGBUS, *quiet)

@@ -93,6 +93,9 @@ class PretendedAgent:
     def trace(self, *, anew: bool) -> list[str]:
         return self.events
 
+    def reads_kernel_log(self) -> bool:
+        return True
+
     def counted_by(self) -> tuple[str, str]:
         return self.how, ""
 
