@@ -48,8 +48,9 @@ def complaints(tree: Path, entry: CatalogEntry, series: Mapping[str, Series]) ->
     patches: dict[Path, None] = {}
     for each in series.values():
         try:
-            fitting = each.patches_for(version_of(entry.release))
-            patches.update(dict.fromkeys(fitting))
+            fit = each.fit_for(version_of(entry.release))
+            fitting = fit.patches
+            patches.update(dict.fromkeys((*fitting, *fit.posted)))
             apply_to_copy(fitting, tree)
         except UsageError as error:  # a series may be too new for an old kernel
             if entry.name == newest():

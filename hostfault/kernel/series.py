@@ -27,6 +27,7 @@ class Fit:
 
     kernels: Range  # the releases that they apply to
     patches: tuple[Path, ...]  # in the order in which they are applied
+    posted: tuple[Path, ...] = ()  # all that would be sent to a list, in order
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,13 @@ class Series:
 
     def patches_for(self, version: Version) -> tuple[Path, ...]:
         """The patches for a kernel version. Raises :class:`UsageError` if there are none."""
+        return self.fit_for(version).patches
+
+    def fit_for(self, version: Version) -> Fit:
+        """What there is for a kernel version. Raises :class:`UsageError` if there is nothing."""
         for fit in self.fits:
             if fit.kernels.covers(version):
-                return fit.patches
+                return fit
         ranges = ", ".join(str(fit.kernels) for fit in self.fits)
         wanted = ".".join(map(str, version))
         raise UsageError(f"series {self.name} has no patches for {wanted}; it has for {ranges}")
@@ -56,7 +61,11 @@ def load(path: Path = SERIES) -> dict[str, Series]:
             entry["name"],
             entry["summary"],
             tuple(
-                Fit(range_of(fit), tuple(path.parent / patch for patch in fit["patches"]))
+                Fit(
+                    range_of(fit),
+                    tuple(path.parent / patch for patch in fit["patches"]),
+                    tuple(path.parent / patch for patch in fit.get("posted", fit["patches"])),
+                )
                 for fit in entry["fits"]
             ),
         )

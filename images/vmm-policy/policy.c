@@ -46,7 +46,7 @@
 #define SET_USER_MEMORY_REGION2	0x40a0ae49UL
 #define CPUID_ENTRIES		256	/* KVM_MAX_CPUID_ENTRIES of asm/kvm_host.h */
 
-/* Of the patch series tell-user-space: see its first patch. */
+/* Of the patch series tell-user-space: KVM_CAP_EXIT_ON_UNBACKED. */
 #define CAP_EXIT_ON_UNBACKED	252
 
 /*

@@ -172,7 +172,7 @@ def test_the_series_that_the_project_promises_are_there() -> None:
     assert promised <= PROJECT.keys()
 
 
-@pytest.mark.parametrize("name", ["error-table", "exit-request", "fail-at-once"])
+@pytest.mark.parametrize("name", ["error-table", "exit-request", "fail-at-once", "tell-user-space"])
 @pytest.mark.parametrize("version", [(7, 3, 4), (6, 12, 107)])
 def test_each_fix_has_patches_for_both_kernels(name: str, version: tuple[int, ...]) -> None:
     assert PROJECT[name].patches_for(version)
@@ -189,6 +189,12 @@ def test_patches_change_nothing_but_kvm_and_say_why(name: str) -> None:
             assert len(head.splitlines()) > 12, f"{patch} does not say why"
 
 
+def test_what_is_posted_has_all_that_is_built_in_the_same_order() -> None:
+    for each in PROJECT.values():
+        for fit in each.fits:
+            assert [patch for patch in fit.posted if patch in fit.patches] == list(fit.patches)
+
+
 def test_every_patch_file_belongs_to_a_series() -> None:
-    listed = {patch for each in PROJECT.values() for fit in each.fits for patch in fit.patches}
+    listed = {patch for each in PROJECT.values() for fit in each.fits for patch in fit.posted}
     assert listed == set(series.SERIES.parent.rglob("*.patch"))
