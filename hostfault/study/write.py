@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from hostfault.plumbing.errors import SetupError
+from hostfault.report.document import fill
 from hostfault.study import figures, frames, stats
 from hostfault.study.plan import Cell
 from hostfault.study.run import ENOUGH, Result
@@ -49,18 +48,6 @@ def summaries(cells: Sequence[Cell], results: Sequence[Result]) -> dict[str, Sum
     """The cells that have runs, summed up, by key."""
     known = {result.cell for result in results}
     return {cell.key: stats.summary(cell, results) for cell in cells if cell.key in known}
-
-
-def fill(text: str, known: Mapping[str, str]) -> str:
-    """Put the tables into a document. Raises :class:`SetupError` for one that is unknown."""
-
-    def replace(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in known:
-            raise SetupError(f"the document wants a table {name!r}; known are {', '.join(known)}")
-        return f"<!-- table {name} -->\n{known[name]}\n<!-- end -->"
-
-    return re.sub(r"<!-- table (\S+) -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL)
 
 
 def tables(cells: Sequence[Cell], found: Mapping[str, Summary]) -> dict[str, str]:

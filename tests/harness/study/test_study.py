@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hostfault.plumbing.errors import SetupError, UsageError
+from hostfault.plumbing.errors import UsageError
 from hostfault.study import __main__ as study
 from hostfault.study import blame, figures, frames, plan, run, stats, write
 from hostfault.study.blame import Blame
@@ -285,18 +285,6 @@ def test_a_full_queue_is_not_counted_as_an_exit() -> None:
 
 
 # --- document -----------------------------------------------------------------------------
-
-
-def test_tables_are_put_where_the_document_wants_them() -> None:
-    text = "before\n<!-- table a -->\nold\n<!-- end -->\nafter\n"
-    filled = write.fill(text, {"a": "| new |"})
-    assert filled == "before\n<!-- table a -->\n| new |\n<!-- end -->\nafter\n"
-    assert write.fill(filled, {"a": "| new |"}) == filled
-
-
-def test_a_document_that_wants_an_unknown_table_is_an_error() -> None:
-    with pytest.raises(SetupError, match="'nonsense'; known are slots"):
-        write.fill("<!-- table nonsense -->\n<!-- end -->", {"slots": ""})
 
 
 def test_what_was_cut_off_is_not_told_as_a_count() -> None:

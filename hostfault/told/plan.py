@@ -1,0 +1,137 @@
+"""The cells of docs/told.md: a kernel, a policy of the VMM, a guest, and a case each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from hostfault.access import ACCESSES
+from hostfault.case.model import STOCK, Scenario
+from hostfault.case.settings import Settings
+
+STOCK_KERNEL = "7.3.4"
+THREAD = "7.3.4+error-table"  # as the thread's patch, v4, has it
+AT_ONCE = "7.3.4+fail-at-once"
+OURS = "7.3.4+tell-user-space"
+LATE = "7.3.4+tell-user-space-late"
+OLDER = "6.12+tell-user-space"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement; its key is unique, and names it on the command line."""
+
+    table: str  # of docs/told.md
+    key: str
+    scenario: Scenario
+    kernel: str = OURS  # of the host
+    policy: str = "mce"
+    guest_kernel: str | None = None
+    qemu_options: tuple[str, ...] = ()
+    words: str = ""  # what is special about it
+
+    @property
+    def settings(self) -> Settings:
+        """What a lab is made with; cells with the same settings share one."""
+        return Settings(
+            host="emulated",
+            host_kernel=self.kernel,
+            guest_kernel=self.guest_kernel,
+            qemu_options=self.qemu_options,
+            vmm_policy=self.policy,
+            accept="task",
+        )
+
+
+def _dax(access: str, fault: str = "zero", *, apf: bool = True, vcpus: int = 1) -> Scenario:
+    return Scenario("virtiofs-dax", fault, access, apf, vcpus)
+
+
+def _ram(access: str) -> Scenario:
+    return Scenario("ram", "full", access, async_pf=True)
+
+
+def _outcomes() -> list[Cell]:
+    """The same load of a truncated page for every kernel and policy."""
+    rows = (
+        ("stock", STOCK_KERNEL, STOCK, "KVM as it is"),
+        ("thread", THREAD, STOCK, "the thread's fix"),
+        ("at-once", AT_ONCE, STOCK, ""),
+        ("ours-stock", OURS, STOCK, "the capability is not enabled"),
+        ("ours-stop", OURS, "stop", ""),
+        ("ours-mce", OURS, "mce", ""),
+        ("at-once-mce", AT_ONCE, "mce", ""),
+        ("late-mce", LATE, "mce", "the error shows after an asynchronous fault only"),
+        ("older-mce", OLDER, "mce", "host kernel 6.12"),
+    )
+    return [
+        Cell("outcomes", name, _dax("load"), kernel, policy, words=words)
+        for name, kernel, policy, words in rows
+    ]
+
+
+def _cases() -> list[Cell]:
+    """Every truncated case of ci/dax, and a full tmpfs below plain guest memory."""
+    touched = product(("zero", "middle"), ("load", "store"), (True, False))
+    called = product(("zero",), ("read", "write"), (True, False))
+    dax = [_dax(access, fault, apf=apf) for fault, access, apf in (*touched, *called)]
+    ram = [_ram(access) for access in ("load", "store", "read", "write")]
+    return [Cell("cases", f"mce-{_short(each)}", each) for each in (*dax, *ram)]
+
+
+def _stops() -> list[Cell]:
+    """The same where the vCPU is kept out of the guest until the page is back."""
+    accesses = ("load", "store", "read", "write")
+    every = [*(_dax(access) for access in accesses), *(_ram(access) for access in accesses)]
+    return [Cell("stops", f"stop-{_short(each)}", each, policy="stop") for each in every]
+
+
+def _guests() -> list[Cell]:
+    """A store to a truncated page, by guests of many kinds."""
+    store, four = _dax("store"), _dax("store", vcpus=4)
+    intel = ("-cpu", "host,vendor=GenuineIntel")
+    no_mca = ("-cpu", "host,-mca,-mce")
+    fsrm = ("-cpu", "host,force-features=on,erms=on,fsrm=on")
+    return [
+        Cell("guests", "guest-4-vcpus", four, words="4 vCPUs"),
+        Cell("guests", "guest-intel", store, qemu_options=intel, words="an Intel CPU by its CPUID"),
+        Cell("guests", "guest-intel-4", four, qemu_options=intel, words="the same, 4 vCPUs"),
+        Cell("guests", "guest-no-mca", store, qemu_options=no_mca, words="no MCA"),
+        Cell("guests", "guest-6.12", store, guest_kernel="6.12", words="guest kernel 6.12"),
+        Cell("guests", "guest-6.1", store, guest_kernel="6.1", words="guest kernel 6.1"),
+        Cell(
+            "guests", "guest-fsrm", _dax("write"), qemu_options=fsrm, words="write(2), `rep movs`"
+        ),
+    ]
+
+
+def _hard() -> list[Cell]:
+    """Every other access that there is, to a truncated page."""
+    plain = ("load", "store", "read", "write")
+    return [
+        Cell("hard", f"{policy}-{_short(_dax(access.name))}", _dax(access.name), policy=policy)
+        for policy in ("mce", "stop")
+        for access in ACCESSES
+        if access.name not in plain
+    ]
+
+
+def _same() -> list[Cell]:
+    """What must be the same with and without all this: controls, and poisoned memory."""
+    cases = [_dax("load", fault) for fault in ("none", "guest", "hwpoison")]
+    return [
+        Cell("same", f"{name}-{each.fault}", each, kernel, policy)
+        for each in cases
+        for name, kernel, policy in (("stock", STOCK_KERNEL, STOCK), ("ours", OURS, "mce"))
+    ]
+
+
+def _short(scenario: Scenario) -> str:
+    apf = "apf" if scenario.async_pf else "noapf"
+    return f"{scenario.backing}-{scenario.fault}-{scenario.access}-{apf}"
+
+
+CELLS: tuple[Cell, ...] = (
+    *(*_outcomes(), *_cases(), *_hard()),
+    *(*_stops(), *_same(), *_guests()),
+)

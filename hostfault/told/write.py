@@ -1,0 +1,120 @@
+"""The data and the tables of docs/told.md; its words are its author's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hostfault.case.model import VmmDeed, to_json
+from hostfault.report.document import fill
+from hostfault.told.plan import CELLS, Cell
+from hostfault.told.run import Result
+
+_CASE_COLUMNS = ("backing", "fault", "access", "apf", "gets", "afterwards", "`--only`")
+_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "outcomes": ("host kernel", "policy", "the task gets", "told", "afterwards", "`--only`"),
+    "guests": ("guest", "the access gets", "afterwards", "`--only`"),
+    "hard": ("access", "policy", "gets", "afterwards", "`--only`"),
+    "same": ("fault", "host kernel", "policy", "gets", "afterwards", "`--only`"),
+}
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """A result as it is kept."""
+    return {**to_json(result), "deeds": [to_json(deed) for deed in result.deeds]}
+
+
+def load(path: Path) -> list[Result]:
+    """The newest result of each cell that there still is, in the order of the plan."""
+    if not path.exists():
+        return []
+    newest: dict[str, Result] = {}
+    for line in path.read_text().splitlines():
+        try:
+            said = json.loads(line)
+            deeds = tuple(VmmDeed(**deed) for deed in said.pop("deeds"))
+            result = Result(**said, deeds=deeds)
+        except (ValueError, TypeError, KeyError):  # cut short, or of an older form
+            continue
+        newest[result.cell] = result
+    return [newest[cell.key] for cell in CELLS if cell.key in newest]
+
+
+def lines(results: Sequence[Result]) -> Iterator[str]:
+    """One line a result, for a terminal."""
+    for each in results:
+        yield f"{each.cell}: {each.verdict.upper()}  {each.summary}"
+
+
+def write(results: Sequence[Result], document: Path) -> list[Path]:
+    """Bring the document's tables up to date, and write the data beside it."""
+    data = document.with_suffix("") / "cells.json"
+    data.parent.mkdir(exist_ok=True)
+    cells = {cell.key: cell for cell in CELLS}
+    whole = [{**_of_cell(cells[each.cell]), **as_json(each)} for each in results]
+    data.write_text("[\n" + ",\n".join(json.dumps(each) for each in whole) + "\n]\n")
+    document.write_text(fill(document.read_text(), tables(results)))
+    return [document, data]
+
+
+def _of_cell(cell: Cell) -> dict[str, Any]:
+    rest = {name: value for name, value in to_json(cell).items() if name not in ("key", "scenario")}
+    return {**rest, **to_json(cell.scenario)}
+
+
+def tables(results: Sequence[Result]) -> dict[str, str]:
+    """Every table of the page, by name."""
+    found = {each.cell: each for each in results}
+    return {
+        name: _table([(cell, found[cell.key]) for cell in CELLS if _is_in(cell, name, found)], name)
+        for name in dict.fromkeys(cell.table for cell in CELLS)
+    }
+
+
+def _is_in(cell: Cell, table: str, found: Mapping[str, Result]) -> bool:
+    return cell.table == table and cell.key in found
+
+
+def _table(rows: Sequence[tuple[Cell, Result]], name: str) -> str:
+    if not rows:
+        return "Not measured yet."
+    columns = _COLUMNS.get(name, _CASE_COLUMNS)
+    shown = [columns, tuple("---" for _ in columns), *(_row(*row, name) for row in rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in shown)
+
+
+def _row(cell: Cell, result: Result, table: str) -> tuple[str, ...]:
+    gets, after, key = _gets(result), _afterwards(result), f"`{cell.key}`"
+    if table == "outcomes":
+        kernel = f"`{cell.kernel}`" + (f", {cell.words}" if cell.words else "")
+        return (kernel, cell.policy, gets, f"{result.told:,}", after, key)
+    if table == "guests":
+        return (cell.words, gets, after, key)
+    if table == "hard":
+        return (cell.scenario.access, cell.policy, gets, after, key)
+    if table == "same":
+        return (cell.scenario.fault, f"`{cell.kernel}`", cell.policy, gets, after, key)
+    scenario = cell.scenario
+    apf = "yes" if scenario.async_pf else "no"
+    return (scenario.backing, scenario.fault, scenario.access, apf, gets, after, key)
+
+
+def _gets(result: Result) -> str:
+    """The verdict, and what there is to say about it in a few words."""
+    words = {
+        "task-error": result.summary.split(", si_addr")[0],
+        "spin": f"nothing: {result.faults:,} faults on the page, and counting",
+        "guest-death": result.summary.rsplit("] ", 1)[-1],
+        "vm-exit": "nothing: the vCPU waits" if result.recovery == "goes-on" else "nothing",
+    }
+    return f"`{result.verdict}`: {words.get(result.verdict, result.summary)}"
+
+
+def _afterwards(result: Result) -> str:
+    if result.again:
+        return f"lives; the page given back: {result.again}"
+    if result.recovery:
+        return f"the page given back: {result.recovery}"
+    return "lives" if result.guest_answers else "-"
