@@ -10,6 +10,7 @@ from hostfault.bisect import demo
 from hostfault.kernel.catalog import load, newest
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("build_root_allowed")
 @pytest.mark.timeout(1200)
 def test_the_fix_is_found_in_a_history_that_does_not_always_build_or_boot(tmp_path: Path) -> None:
