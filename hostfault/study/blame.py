@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hostfault.case.model import PAGE_SIZE
-from hostfault.study.crowd import ArmedCrowd, Task
+from hostfault.guest.crowd import ArmedCrowd, Task
 
 
 class Blame(enum.StrEnum):

@@ -12,11 +12,11 @@ from pathlib import Path
 from hostfault.backing import virtiofs_dax
 from hostfault.case.model import PAGE_SIZE, Scenario
 from hostfault.guest import boot
+from hostfault.guest import crowd as crowds
 from hostfault.host.testbed import Host, Testbed
 from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import HostfaultError
 from hostfault.study import blame, frames
-from hostfault.study import crowd as crowds
 from hostfault.study.plan import Cell
 
 FILE = "crowd"

@@ -18,6 +18,14 @@ OLDER = "6.12+tell-user-space"
 
 
 @dataclass(frozen=True)
+class Tasks:
+    """A crowd in place of the probe (images/probe/crowd.c)."""
+
+    all: int
+    pages: tuple[int, ...]  # of those that touch one, in the file; the others are busy
+
+
+@dataclass(frozen=True)
 class Cell:
     """One measurement; its key is unique, and names it on the command line."""
 
@@ -29,6 +37,7 @@ class Cell:
     guest_kernel: str | None = None
     qemu_options: tuple[str, ...] = ()
     words: str = ""  # what is special about it
+    tasks: Tasks | None = None
 
     @property
     def settings(self) -> Settings:
@@ -91,7 +100,6 @@ def _guests() -> list[Cell]:
     store, four = _dax("store"), _dax("store", vcpus=4)
     intel = ("-cpu", "host,vendor=GenuineIntel")
     no_mca = ("-cpu", "host,-mca,-mce")
-    fsrm = ("-cpu", "host,force-features=on,erms=on,fsrm=on")
     return [
         Cell("guests", "guest-4-vcpus", four, words="4 vCPUs"),
         Cell("guests", "guest-intel", store, qemu_options=intel, words="an Intel CPU by its CPUID"),
@@ -99,20 +107,39 @@ def _guests() -> list[Cell]:
         Cell("guests", "guest-no-mca", store, qemu_options=no_mca, words="no MCA"),
         Cell("guests", "guest-6.12", store, guest_kernel="6.12", words="guest kernel 6.12"),
         Cell("guests", "guest-6.1", store, guest_kernel="6.1", words="guest kernel 6.1"),
-        Cell(
-            "guests", "guest-fsrm", _dax("write"), qemu_options=fsrm, words="write(2), `rep movs`"
-        ),
     ]
 
 
 def _hard() -> list[Cell]:
-    """Every other access that there is, to a truncated page."""
-    plain = ("load", "store", "read", "write")
-    return [
-        Cell("hard", f"{policy}-{_short(_dax(access.name))}", _dax(access.name), policy=policy)
-        for policy in ("mce", "stop")
+    """Every other access that there is, to a truncated page.
+
+    Those that begin in the page before want that one to be there.
+    """
+    plain, across = ("load", "store", "read", "write"), ("cross", "movs")
+    cases = [
+        _dax(access.name, "middle" if access.name in across else "zero")
         for access in ACCESSES
         if access.name not in plain
+    ]
+    return [
+        Cell("hard", f"{policy}-{_short(case)}", case, policy=policy)
+        for policy in ("mce", "stop")
+        for case in cases
+    ]
+
+
+def _crowds() -> list[Cell]:
+    """Several tasks on pages that are gone; 128 with 32 bad is the thread's case."""
+    both, many = Tasks(2, (5, 5)), Tasks(128, tuple(range(0, 512, 16)))
+    rows = (
+        ("two-tasks", both, 1, "mce", "2 tasks, one page"),
+        ("crowd", many, 1, "mce", "128 tasks, 32 on pages of their own"),
+        ("crowd-4-vcpus", many, 4, "mce", "the same, 4 vCPUs"),
+        ("crowd-stop", many, 1, "stop", "the same, 1 vCPU"),
+    )
+    return [
+        Cell("crowds", key, _dax("load", vcpus=vcpus), policy=policy, words=words, tasks=tasks)
+        for key, tasks, vcpus, policy, words in rows
     ]
 
 
@@ -133,5 +160,5 @@ def _short(scenario: Scenario) -> str:
 
 CELLS: tuple[Cell, ...] = (
     *(*_outcomes(), *_cases(), *_hard()),
-    *(*_stops(), *_same(), *_guests()),
+    *(*_stops(), *_same(), *_guests(), *_crowds()),
 )

@@ -17,6 +17,7 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "outcomes": ("host kernel", "policy", "the task gets", "told", "afterwards", "`--only`"),
     "guests": ("guest", "the access gets", "afterwards", "`--only`"),
     "hard": ("access", "policy", "gets", "afterwards", "`--only`"),
+    "crowds": ("tasks", "policy", "they get", "told", "`--only`"),
     "same": ("fault", "host kernel", "policy", "gets", "afterwards", "`--only`"),
 }
 
@@ -92,6 +93,9 @@ def _row(cell: Cell, result: Result, table: str) -> tuple[str, ...]:
         return (kernel, cell.policy, gets, f"{result.told:,}", after, key)
     if table == "guests":
         return (cell.words, gets, after, key)
+    if table == "crowds":
+        cpu = f"; vCPUs at {result.cpu_share:.0%} of a core" if result.cpu_share else ""
+        return (cell.words, cell.policy, f"{gets}{cpu}", f"{result.told:,}", key)
     if table == "hard":
         return (cell.scenario.access, cell.policy, gets, after, key)
     if table == "same":
@@ -103,13 +107,21 @@ def _row(cell: Cell, result: Result, table: str) -> tuple[str, ...]:
 
 def _gets(result: Result) -> str:
     """The verdict, and what there is to say about it in a few words."""
+    if " got a signal" in result.summary:  # a crowd's
+        return f"`{result.verdict}`: {result.summary}"
     words = {
         "task-error": result.summary.split(", si_addr")[0],
         "spin": f"nothing: {result.faults:,} faults on the page, and counting",
         "guest-death": result.summary.rsplit("] ", 1)[-1],
-        "vm-exit": "nothing: the vCPU waits" if result.recovery == "goes-on" else "nothing",
+        "vm-exit": "nothing: the vCPU waits" if result.recovery == "goes-on" else _why(result),
     }
     return f"`{result.verdict}`: {words.get(result.verdict, result.summary)}"
+
+
+def _why(result: Result) -> str:
+    """Why the VM stopped in spite of a policy, where its log says so."""
+    passed = [deed.words.removeprefix("why ") for deed in result.deeds if deed.did == "passed"]
+    return f"nothing, the VM stops: {passed[-1]}" if passed else "nothing, the VM stops"
 
 
 def _afterwards(result: Result) -> str:
@@ -117,4 +129,4 @@ def _afterwards(result: Result) -> str:
         return f"lives; the page given back: {result.again}"
     if result.recovery:
         return f"the page given back: {result.recovery}"
-    return "lives" if result.guest_answers else "-"
+    return "lives" if result.guest_answers and result.verdict != "guest-death" else "-"

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from hostfault.guest.crowd import ArmedCrowd, Task
 from hostfault.plumbing.errors import UsageError
 from hostfault.study import __main__ as study
 from hostfault.study import blame, figures, frames, plan, run, stats, write
 from hostfault.study.blame import Blame
-from hostfault.study.crowd import ArmedCrowd, Task
 from hostfault.study.plan import Cell
 from hostfault.study.run import ENOUGH, Result
 
