@@ -20,7 +20,7 @@ from hostfault.plumbing.errors import BrokenHarnessError
 from hostfault.plumbing.process import spawn, tail
 from hostfault.plumbing.project import PROJECT
 
-TESTS = PROJECT / "tests" / "matrix" / "test_matrix.py"
+TESTS = PROJECT / "tests" / "matrix" / "test_cells.py"
 GRACE = 30.0  # seconds that pytest has for its tear-down
 MISUSED = (3, 4, 5)  # pytest's exit codes for a broken or wrongly called run
 
