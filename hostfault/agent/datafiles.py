@@ -43,6 +43,14 @@ class DataFiles:
             raise FileNotFoundError(f"no regular file at {path}")
         return self._keep(path, fd)
 
+    def adopt_descriptor(self, pid: int, link: str, path: str) -> int:
+        """Take over a file that another process has open, and that has no name. Raises OSError."""
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                if str(each.readlink()) == link:
+                    return self._keep(path, os.open(each, os.O_RDWR | os.O_CLOEXEC))
+        raise FileNotFoundError(f"process {pid} has no descriptor of {link}")
+
     def change_name(self, path: str, how: str) -> int:
         """Rename, unlink or replace a file that was made; it is still what :meth:`fd` gives.
 

@@ -19,24 +19,58 @@ CLONE_NEWNS = 0x20000  # unshare(2)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-class OwnFileSystems:
-    """Tmpfs instances by the directory that they are mounted at."""
+POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")  # Documentation/ABI/testing
+
+
+class HugePages:
+    """The machine's pool of huge pages, of 2 MiB."""
 
     def __init__(self) -> None:
+        self._taken = 0
+
+    def hold(self, pages: int) -> None:
+        """Let the pool have so many. Raises OSError if the machine has not got them."""
+        (POOL / "nr_hugepages").write_text(str(pages))
+        if (found := self._read("nr_hugepages")) != pages:
+            raise OSError(errno.ENOMEM, f"the pool has {found} huge pages, not {pages}")
+
+    def drain(self) -> int:
+        """Take the free ones from it; returns how many are still free."""
+        all_pages, free = self._read("nr_hugepages"), self._read("free_hugepages")
+        (POOL / "nr_hugepages").write_text(str(all_pages - free))
+        self._taken = all_pages - self._read("nr_hugepages")
+        return self._read("free_hugepages")
+
+    def refill(self) -> None:
+        """Undo :meth:`drain`. Raises OSError."""
+        self.hold(self._read("nr_hugepages") + self._taken)
+        self._taken = 0
+
+    def _read(self, name: str) -> int:
+        return int((POOL / name).read_text())
+
+
+class OwnFileSystems:
+    """Tmpfs instances by the directory that they are mounted at, and one hugetlbfs."""
+
+    def __init__(self) -> None:
+        self.pool = HugePages()
         self._fillers: dict[Path, int] = {}  # what fills it; -1: nothing does
         self._mounted: set[Path] = set()
 
     def mount(self, directory: Path, size: int) -> bool:
         """Mount a tmpfs of ``size`` bytes; returns whether this process may. Raises OSError."""
-        options = f"size={size},mode=0755".encode()
-        flags = MS_NOSUID | MS_NODEV
-        if _LIBC.mount(b"hostfault", os.fsencode(directory), b"tmpfs", flags, options) != 0:
-            number = ctypes.get_errno()
-            if number == errno.EPERM:
-                return False
-            raise OSError(number, os.strerror(number), str(directory))
+        try:
+            _mount(directory, b"tmpfs", f"size={size},mode=0755")
+        except PermissionError:
+            return False
         self._mounted.add(directory)
         return True
+
+    def mount_huge_pages(self, directory: Path, pages: int) -> None:
+        """Have a pool of so many pages, and mount a hugetlbfs, which is not to be filled."""
+        self.pool.hold(pages)
+        _mount(directory, b"hugetlbfs", "pagesize=2M,mode=0755")
 
     def has(self, path: Path) -> bool:
         """Whether a file is on one of them."""
@@ -91,6 +125,35 @@ def leave_mount_namespace() -> None:
         if _LIBC.unshare(CLONE_NEWNS) != 0:
             raise PermissionError
         _LIBC.mount(None, b"/", None, MS_REC | MS_PRIVATE, None)
+
+
+def _mount(directory: Path, kind: bytes, options: str) -> None:
+    """Mount a file system that has no device (mount(2)). Raises OSError."""
+    flags = MS_NOSUID | MS_NODEV
+    if _LIBC.mount(b"hostfault", os.fsencode(directory), kind, flags, options.encode()) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(directory))
+
+
+def write_at(fd: int, at: int, data: bytes) -> None:
+    """Write whole pages; by mmap on hugetlbfs, which has no write(2). Raises OSError."""
+    try:
+        os.pwrite(fd, data, at)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        with mmap.mmap(fd, len(data), offset=at) as memory:
+            memory[:] = data
+
+
+def find_pages(fd: int, text: bytes, number: int) -> int:
+    """Where a file has ``number`` pages in a row that are ``text``. Raises FileNotFoundError."""
+    run = 0
+    for at in range(0, os.fstat(fd).st_size, len(text)):
+        run = run + 1 if os.pread(fd, len(text), at) == text else 0
+        if run == number:
+            return at - (number - 1) * len(text)
+    raise FileNotFoundError(f"no {number} pages in a row hold {text[:16]!r}")
 
 
 def punch_hole(fd: int, at: int, length: int) -> None:

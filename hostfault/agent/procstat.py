@@ -1,4 +1,4 @@
-"""CPU time of a QEMU's vCPU threads, from /proc (proc(5), ``/proc/pid/stat``)."""
+"""CPU time of a QEMU's vCPU threads, and states, from /proc (proc(5), ``/proc/pid/stat``)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ def parse_stat(text: str) -> tuple[str, float]:
     name = text[text.index("(") + 1 : text.rindex(")")]
     fields = text[text.rindex(")") + 2 :].split()
     return name, (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def state_of(pid: int) -> str:
+    """The state of a process: "R", "S", "T" for stopped, ... Raises OSError."""
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return text[text.rindex(")") + 2]
 
 
 def vcpu_threads(pid: int) -> dict[int, float]:

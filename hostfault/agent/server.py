@@ -17,7 +17,6 @@ import ctypes
 import errno
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -25,27 +24,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hostfault.agent.cap import Cap
-from hostfault.agent.children import PR_SET_PDEATHSIG, dismiss, end, guard, in_child
+from hostfault.agent.children import PR_SET_PDEATHSIG, dismiss, end
 from hostfault.agent.counters import ANYWHERE, Counters, NoCounts, begin
 from hostfault.agent.datafiles import DataFiles
 from hostfault.agent.filesystems import (
     OwnFileSystems,
+    find_pages,
     leave_mount_namespace,
     poison,
     punch_hole,
     type_of,
+    write_at,
 )
 from hostfault.agent.modules import build_id_of
 from hostfault.agent.ports import open_port
 from hostfault.agent.privilege import other_users
 from hostfault.agent.procstat import vcpu_threads
+from hostfault.agent.programs import Programs
 
 LIMIT = 1 << 20  # bytes of a file that one request may ask for
-LONGEST_WAIT = 1.0  # seconds: nothing else is answered meanwhile
 
 
-class Agent:
+class Agent(Programs):
     """The operations. Every public method is one; its arguments are the request's fields.
 
     A guest can write to the directory that it shares. There, only ``make_file`` and what acts on
@@ -54,16 +54,12 @@ class Agent:
 
     def __init__(self, directory: Path, *, expendable: bool = False) -> None:
         """``expendable``: the machine is the harness's own, and nobody needs it afterwards."""
+        super().__init__(directory)
         self._expendable = expendable
-        self._directory = directory
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._guards: list[subprocess.Popen[bytes]] = []
         self._files = DataFiles(directory)
         self._file_systems = OwnFileSystems()
         self._counters: Counters = NoCounts("nobody has asked to count")
         self._kernel_log: int | None = None
-        directory.mkdir(parents=True, exist_ok=True)
-        self._cap = Cap(directory)
 
     def hello(self) -> dict[str, Any]:
         """Who is there, and which kernel runs."""
@@ -85,6 +81,20 @@ class Agent:
     def mount(self, path: str, size: int) -> bool:
         """Mount a tmpfs of ``size`` bytes of the agent's own; False: only root may."""
         return self._file_systems.mount(self._path(path), size)
+
+    def mount_huge_pages(self, path: str, pages: int) -> None:
+        """Have a pool of huge pages and mount a hugetlbfs; where :meth:`may_hurt` only."""
+        self._check_may_hurt()
+        self._file_systems.mount_huge_pages(self._path(path), pages)
+
+    def drain_pool(self) -> int:
+        """Take the free huge pages from the pool; returns how many are still free."""
+        self._check_may_hurt()
+        return self._file_systems.pool.drain()
+
+    def refill_pool(self) -> None:
+        """Undo :meth:`drain_pool`."""
+        self._file_systems.pool.refill()
 
     def may_fill(self, path: str) -> bool:
         """Whether :meth:`fill` will do: the agent has mounted what the file lies on."""
@@ -108,8 +118,7 @@ class Agent:
 
     def poison(self, path: str, at: int) -> None:
         """Mark a page of a file that was made as broken hardware; where :meth:`may_hurt` only."""
-        if not self._expendable:
-            raise PermissionError("this machine is not to be hurt")
+        self._check_may_hurt()
         poison(self._files.fd(path), at)
 
     def change_name(self, path: str, how: str) -> int:
@@ -119,114 +128,6 @@ class Agent:
     def file_system(self, path: str) -> str:
         """The type of the file system that a file lies on which was made or adopted."""
         return type_of(self._files.fd(path))
-
-    def open(self, name: str, argv: list[str], env: dict[str, str]) -> int:
-        """Start a child that one talks with: see :meth:`say` and :meth:`hear`. Returns its pid."""
-        with self._cap.idle:
-            child = subprocess.Popen(
-                argv,
-                env=env,
-                cwd=self._directory,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                start_new_session=True,
-                preexec_fn=in_child,
-            )
-        assert child.stdin is not None
-        assert child.stdout is not None
-        os.set_blocking(child.stdin.fileno(), False)
-        os.set_blocking(child.stdout.fileno(), False)
-        self._children[name] = child
-        return child.pid
-
-    def say(self, name: str, text: str) -> None:
-        """Write to a child that was opened; a pipe that it does not empty is an error."""
-        stream = self._children[name].stdin
-        assert stream is not None
-        data = text.encode("latin-1")
-        if os.write(stream.fileno(), data) != len(data):
-            raise BlockingIOError(f"{name} does not take what it is told")
-
-    def hear(self, name: str, seconds: float = 0.0) -> str | None:
-        """What a child that was opened has said, awaited for ``seconds`` at most.
-
-        Empty if it has said nothing, None once it has said its last.
-        """
-        stream = self._children[name].stdout
-        assert stream is not None
-        readable, _, _ = select.select([stream], [], [], min(seconds, LONGEST_WAIT))
-        if not readable:
-            return ""
-        return os.read(stream.fileno(), 65536).decode("latin-1") or None
-
-    def hang_up(self, name: str) -> None:
-        """Kill a child that was opened; it is reaped when it is asked about, or at the end."""
-        self._children[name].kill()
-
-    def mapped_at(self, name: str, address: int) -> list[Any] | None:
-        """File and offset that a child has mapped at an address; None for no file (proc(5))."""
-        for line in Path(f"/proc/{self._children[name].pid}/maps").read_text().splitlines():
-            extent, _, offset, _, inode, *path = line.split(maxsplit=5)
-            begin, end = (int(each, 16) for each in extent.split("-"))
-            if begin <= address < end and int(inode):
-                file = Path(path[0])
-                inside = file.is_relative_to(self._directory)
-                name_of = str(file.relative_to(self._directory)) if inside else str(file)
-                return [name_of, int(offset, 16) + address - begin]
-        return None
-
-    def spawn(
-        self,
-        name: str,
-        argv: list[str],
-        env: dict[str, str],
-        listen: str | None = None,
-        changes_user: bool = False,
-    ) -> int:
-        """Start a child; its output goes to ``name.log``. Returns its pid.
-
-        One that ``changes_user`` by itself gets a guard, as it forgets that it ends with us.
-
-        ``env`` is its whole environment. On a local host the agent's own may hold a CI runner's
-        secrets, and what is started here talks to a guest.
-
-        With ``listen``, a socket listening at that path is opened first and handed to the child:
-        ``{fd}`` in ``argv`` becomes its descriptor, so that nobody need poll for the path.
-        """
-        listener = None
-        if listen is not None:
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind(listen)
-            listener.listen(1)
-            argv = [word.replace("{fd}", str(listener.fileno())) for word in argv]
-        with self._cap.idle, self._log(name).open("ab") as log:
-            self._children[name] = subprocess.Popen(
-                argv,
-                env=env,
-                cwd=self._directory,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=() if listener is None else (listener.fileno(),),
-                start_new_session=True,
-                preexec_fn=in_child,
-            )
-        if listener is not None:
-            listener.close()
-        if changes_user:
-            self._guards.append(guard(self._children[name].pid))
-        return self._children[name].pid
-
-    def ended(self, name: str) -> int | None:
-        """Exit code of a child, negative for a signal; None while it runs."""
-        return self._children[name].poll()
-
-    def kill(self, name: str, number: int = signal.SIGKILL) -> int:
-        """End a child by a signal, without a warning; returns its code."""
-        self._children[name].send_signal(number)
-        return self._children[name].wait(10)
 
     def read(self, path: str, offset: int = 0, limit: int = 65536) -> dict[str, Any]:
         """Part of a file as text, with its size; a negative offset counts from the end."""
@@ -246,6 +147,14 @@ class Agent:
         """Act from now on, too, on a file that a child has made, where no guest can write."""
         self._files.adopt(path)
 
+    def adopt_descriptor(self, name: str, link: str, path: str) -> None:
+        """Act from now on, too, on a file without a name that a child has open."""
+        self._files.adopt_descriptor(self._children[name].pid, link, path)
+
+    def find_pages(self, path: str, text: str, number: int) -> int:
+        """The offset of the first ``number`` pages in a row of a file that hold this text."""
+        return find_pages(self._files.fd(path), text.encode(), number)
+
     def write_pages(self, path: str, at: int, fill: list[int | None], page_size: int) -> None:
         """Fill pages of a file from offset ``at`` on, as :meth:`make_file` does."""
         fd = self._files.fd(path)
@@ -253,7 +162,7 @@ class Agent:
             if byte is None:
                 punch_hole(fd, at + number * page_size, page_size)
             else:
-                os.pwrite(fd, bytes([byte]) * page_size, at + number * page_size)
+                write_at(fd, at + number * page_size, bytes([byte]) * page_size)
 
     def allocate(self, path: str, at: int, length: int) -> None:
         """Give a range of a file its pages."""
@@ -400,6 +309,10 @@ class Agent:
             for child in self._children.values():
                 last_first.callback(end, child)
 
+    def _check_may_hurt(self) -> None:
+        if not self._expendable:
+            raise PermissionError("this machine is not to be hurt")
+
     def _open_kernel_log(self) -> None:
         if self._kernel_log is None:
             with contextlib.suppress(OSError):  # not readable: the log stays empty
@@ -407,14 +320,11 @@ class Agent:
         if self._kernel_log is not None:
             os.lseek(self._kernel_log, 0, os.SEEK_END)
 
-    def _log(self, name: str) -> Path:
-        return self._directory / f"{name}.log"
-
     def _path(self, path: str) -> Path:
         return self._directory / path  # an absolute path stays as it is
 
 
-OPERATIONS = frozenset(name for name in vars(Agent) if not name.startswith("_")) - {"close"}
+OPERATIONS = frozenset(name for name in dir(Agent) if not name.startswith("_")) - {"close"}
 
 
 def answer(agent: Agent, line: bytes) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Backings: how host memory becomes guest memory. One file each, and one line in the registry."""
 
 from hostfault.backing.base import (
+    BACK_END_CHILD,
     GUEST_MEMORY,
     NUMBER,
     PAGES,
@@ -11,14 +12,29 @@ from hostfault.backing.base import (
     Python,
     QemuOptions,
 )
+from hostfault.backing.ivshmem import Ivshmem
 from hostfault.backing.ram import Ram
+from hostfault.backing.store import PMEM, HugeFile, Memfd, TmpfsFile
+from hostfault.backing.virtio_pmem import VirtioPmem
 from hostfault.backing.virtiofs_dax import VirtiofsDax
 from hostfault.plumbing.registry import Registry
 
-BACKINGS: Registry[Backing] = Registry("backing", (VirtiofsDax(), Ram()))
+BACKINGS: Registry[Backing] = Registry(
+    "backing",
+    (
+        VirtiofsDax(),
+        Ram("ram", TmpfsFile()),
+        Ram("ram-private", TmpfsFile(private=True)),
+        Ram("ram-memfd", Memfd()),
+        Ram("ram-hugetlb", HugeFile()),
+        Ivshmem("ivshmem", TmpfsFile()),
+        VirtioPmem("virtio-pmem", TmpfsFile(size=PMEM)),
+    ),
+)
 
 __all__ = [
     "BACKINGS",
+    "BACK_END_CHILD",
     "GUEST_MEMORY",
     "NUMBER",
     "PAGES",

@@ -17,6 +17,7 @@ PAGES = 16  # of the range that a case's guest task maps
 NUMBER = 8  # of the page in it that the case is about: neither the first nor the last
 GUEST_MEMORY = 256  # MiB
 QEMU_CHILD = "qemu"  # what the agent calls the guest's QEMU
+BACK_END_CHILD = "daxfs"  # and a program that serves the guest
 
 
 class Ability(enum.Enum):
@@ -27,6 +28,9 @@ class Ability(enum.Enum):
     HOST_PAGE = "a host file that may lose a single page"
     HOST_NAME = "a host file with a name that may be changed"
     OWN_FILE_SYSTEM = "a host file system of its own that may be filled"
+    SMALL_PAGES = "a host file that may end within a page"
+    POOL = "a pool of huge pages of its own that may run dry"
+    BACK_END = "a program on the host that serves the guest"
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class GuestView:
 
     path: str
     start: int  # of the range in that file, bytes
-    length: int = PAGES * PAGE_SIZE
+    length: int = PAGES * PAGE_SIZE  # bytes; PAGES pages of the host's
     offset: int = NUMBER * PAGE_SIZE  # of the page in the range
 
 
@@ -52,8 +56,9 @@ class Python:
 class QemuOptions:
     """What a backing adds to QEMU's command line."""
 
-    memory: tuple[str, ...]  # options that make an object of the id "mem": all of guest memory
+    memory: tuple[str, ...]  # options that make all of guest memory
     devices: tuple[str, ...] = ()
+    machine: tuple[str, ...] = ("memory-backend=mem",)  # properties; "mem" is then one of memory's
 
 
 MEMFD = QemuOptions(

@@ -1,104 +1,104 @@
-"""Plain guest memory: all of it is one file on a tmpfs of the host's.
+"""Plain guest memory: a part of it is a host file, the rest nobody's business.
 
-A range of guest memory is kept from the guest's kernel ("memmap=" of its
+The part is a memory backend of its own (QEMU's "-numa node,memdev="), so to KVM it is an ordinary
+memslot, and to the guest ordinary memory. It is kept from the guest's kernel ("memmap=" of its
 Documentation/admin-guide/kernel-parameters.txt), so that only the probe touches it, through
-/dev/mem. To KVM it is a part of the guest's ordinary memslot. The rest of the file is allocated
-beforehand: a fault must find no other page missing.
+/dev/mem: whatever becomes of the file, no other page of the guest goes with it.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from hostfault.backing.base import (
     GUEST_MEMORY,
-    NUMBER,
-    PAGES,
-    QEMU_CHILD,
     Ability,
     GuestView,
     Python,
     QemuOptions,
 )
-from hostfault.case.model import PAGE_SIZE, Page, Qemu
+from hostfault.backing.region import make_page, proven_frame, view_of
+from hostfault.backing.store import Store
+from hostfault.case.model import Page, Qemu
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError
+from hostfault.plumbing.errors import HostfaultError
 from hostfault.remote.agent import Agent
 from hostfault.remote.qmp import Recorder
 from hostfault.remote.shell import Shell
 
-FOLDER = "ram"  # in the agent's directory: the tmpfs
-FILE = f"{FOLDER}/memory"
 SIZE = GUEST_MEMORY << 20  # bytes
-ROOM = 4 << 20  # bytes of the tmpfs beyond that
-START = 160 << 20  # of the range: above the guest's kernel, below its initramfs and firmware tables
-_TRANSLATION = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(([^)]*)\) is (0x[0-9a-f]+)")
+START = 160 << 20  # of the part: above the guest's kernel, below its initramfs and firmware tables
 
 
+@dataclass(frozen=True)
 class Ram:
-    """A page of guest memory, as in any guest with ``memory-backend-file``."""
+    """A page of guest memory, as in any guest with a memory backend."""
 
-    name = "ram"
-    abilities = frozenset({Ability.HOST_PAGE, Ability.HOST_NAME, Ability.OWN_FILE_SYSTEM})
+    name: str
+    store: Store
     guest_modules: Sequence[str] = ()
-    guest_options = f"memmap={PAGES * PAGE_SIZE >> 10}K${START:#x}"
-    logs: Mapping[str, str] = {}
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """Those of the file."""
+        return self.store.abilities
+
+    @property
+    def guest_options(self) -> str:
+        """The guest's kernel leaves the part alone, and has one node as far as it knows."""
+        return f"memmap={self.store.size >> 10}K${START:#x} numa=off"
+
+    @property
+    def logs(self) -> Mapping[str, str]:
+        """None."""
+        return {}
 
     def require(self, qemu: Qemu, environment: Mapping[str, str]) -> None:
         """Every QEMU can."""
 
     def start(self, agent: Agent, directory: str, python: Python) -> None:
-        """Mount the tmpfs."""
-        agent.make_directory(FOLDER)
-        if not agent.mount(FOLDER, SIZE + ROOM):
-            raise MissingCapabilityError(
-                "tmpfs", "the agent may not mount a tmpfs for guest memory: be root"
-            )
+        """Make what the file lies on."""
+        self.store.start(agent)
 
     def qemu_options(self, directory: str) -> QemuOptions:
-        """The file."""
-        path = f"mem-path={directory}/{FILE}"
-        return QemuOptions(("-object", f"memory-backend-file,id=mem,size={SIZE},share=on,{path}"))
+        """The part between two others that are there before the guest runs."""
+        end = START + self.store.size
+        objects = (
+            f"memory-backend-ram,id=below,size={START},prealloc=on",
+            self.store.object(directory, "part"),
+            f"memory-backend-ram,id=above,size={SIZE - end},prealloc=on",
+        )
+        nodes = (f"node,nodeid={n},memdev={name}" for n, name in enumerate(_PARTS))
+        words = [*(("-object", each) for each in objects), *(("-numa", each) for each in nodes)]
+        return QemuOptions(tuple(word for pair in words for word in pair), machine=())
 
     def check_alive(self, agent: Agent) -> None:
         """There is nothing that could end."""
 
     def mount(self, agent: Agent, guest: Shell, deadline: Deadline) -> None:
-        """Check that the guest's kernel leaves the range alone; allocate everything else."""
-        wanted = f"{START:08x}-{START + PAGES * PAGE_SIZE - 1:08x} : Reserved"
+        """Check that the guest's kernel leaves the part alone."""
+        wanted = f"{START:08x}-{START + self.store.size - 1:08x} : Reserved"
         memory = guest.check("cat /proc/iomem", deadline)
         if wanted not in memory.lower().replace("reserved", "Reserved"):
             raise HostfaultError(f"the guest's kernel does not leave {wanted!r} alone:\n{memory}")
-        agent.adopt(FILE)
-        agent.allocate(FILE, 0, START)
-        agent.allocate(FILE, START + PAGES * PAGE_SIZE, SIZE - START - PAGES * PAGE_SIZE)
+        self.store.take(agent)
 
     def make_page(self, agent: Agent, fill: Sequence[int | None]) -> Page:
-        """Write the range in the file that is there; a hole is punched."""
-        agent.write_pages(FILE, START, fill, PAGE_SIZE)
-        return Page(FILE, START + NUMBER * PAGE_SIZE, agent.file_system(FILE))
+        """At the file's beginning."""
+        return make_page(agent, self.store, 0, fill)
 
     def view(self) -> GuestView:
-        """The same addresses of guest memory."""
-        return GuestView("/dev/mem", START)
+        """By guest-physical addresses."""
+        return view_of(self.store, "/dev/mem", START)
 
     def frame(self, agent: Agent, recorder: Recorder, page: Page, *, writes: bool) -> int:
-        """The page's offset is its guest-physical address; QEMU and its mappings must agree.
-
-        (HMP ``gpa2hva``; /proc/PID/maps of QEMU has the file's offset at that host address.)
-        """
-        said = recorder.monitor(f"gpa2hva {page.offset:#x}")
-        found = _TRANSLATION.search(said)
-        if found is None:
-            raise HostfaultError(f"QEMU does not know guest address {page.offset:#x}: {said}")
-        mapped = agent.mapped_at(QEMU_CHILD, int(found[2], 16))
-        if mapped is None or (mapped[0], mapped[1]) != (FILE, page.offset):
-            raise HostfaultError(
-                f"guest address {page.offset:#x} is backed by {mapped}, not by {page}"
-            )
-        return page.offset // PAGE_SIZE
+        """The page's offset in the file says its guest-physical address."""
+        return proven_frame(agent, recorder, self.store, START + page.offset, page.offset)
 
     def read_logs(self, agent: Agent) -> Mapping[str, str]:
         """None."""
         return {}
+
+
+_PARTS = ("below", "part", "above")

@@ -10,7 +10,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hostfault.backing.base import MEMFD, NUMBER, Ability, GuestView, Python, QemuOptions
+from hostfault.backing.base import (
+    BACK_END_CHILD,
+    MEMFD,
+    NUMBER,
+    Ability,
+    GuestView,
+    Python,
+    QemuOptions,
+)
 from hostfault.case.model import PAGE_SIZE, Page, Qemu
 from hostfault.plumbing.deadline import Deadline, poll
 from hostfault.plumbing.errors import HostfaultError, LaunchError, MissingCapabilityError
@@ -28,7 +36,6 @@ KEEP_FREE = 1 << 30  # bytes that it can't, where the share has no file system o
 FILE = "data"
 SOCKET = "daxfs.sock"
 LOG = "daxfs.jsonl"
-CHILD = "daxfs"
 DEVICE = "vhost-user-test-device-pci"
 OLDEST_QEMU = (11, 1)  # VIRTIO shared memory regions came to vhost-user with it
 _START_PATIENCE = 30.0  # seconds for a QEMU that only prints something
@@ -38,7 +45,7 @@ class VirtiofsDax:
     """A file of a shared directory, mapped into the guest by FUSE DAX."""
 
     name = "virtiofs-dax"
-    abilities = frozenset(Ability)
+    abilities = frozenset(Ability) - {Ability.POOL}
     guest_modules = ("virtiofs",)
     guest_options = ""
     logs: Mapping[str, str] = {
@@ -79,7 +86,7 @@ class VirtiofsDax:
         if python.user is not None:
             agent.give(SHARED, python.user)
             argv += ["--user", f"{python.user}:{python.user}"]
-        agent.spawn(CHILD, argv, python.env, listen=f"{directory}/{SOCKET}")
+        agent.spawn(BACK_END_CHILD, argv, python.env, listen=f"{directory}/{SOCKET}")
 
     def qemu_options(self, directory: str) -> QemuOptions:
         """The device; guest memory must be shared with the daemon."""
@@ -93,9 +100,9 @@ class VirtiofsDax:
 
     def check_alive(self, agent: Agent) -> None:
         """Whether the daemon runs."""
-        code = agent.ended(CHILD)
+        code = agent.ended(BACK_END_CHILD)
         if code is not None:
-            raise LaunchError("the virtiofs-DAX back-end", [CHILD], code, _log(agent))
+            raise LaunchError("the virtiofs-DAX back-end", [BACK_END_CHILD], code, _log(agent))
 
     def mount(self, agent: Agent, guest: Shell, deadline: Deadline) -> None:
         """Mount it in the guest, and check from inside that it is a DAX mount."""
@@ -140,7 +147,7 @@ class VirtiofsDax:
 
 
 def _log(agent: Agent) -> str:
-    return "".join(agent.tails([LOG, f"{CHILD}.log"], 8000))
+    return "".join(agent.tails([LOG, f"{BACK_END_CHILD}.log"], 8000))
 
 
 def find_frame(log_text: str, inode: int, offset: int, writable: bool) -> int | None:

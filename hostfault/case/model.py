@@ -96,6 +96,8 @@ class Page:
     path: str  # of the host file, as the host's agent names it
     offset: int  # of the page in that file, bytes
     file_system: str  # that the file lies on, e.g. "tmpfs"
+    size: int = PAGE_SIZE  # of what the host has or loses at once, bytes
+    private: bool = False  # what the guest has written is in a copy of QEMU's own, not in the file
 
 
 # --- observation --------------------------------------------------------------------------

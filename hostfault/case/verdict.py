@@ -450,7 +450,8 @@ def _stored(
     if held is None and observation.terms.control:
         return None  # the file is whole, so nobody has looked yet
     if held == outcome.value:
-        summary = f"{access} of {outcome.value:#04x} arrived in the host file"
+        place = "QEMU's copy of the page" if observation.page.private else "the host file"
+        summary = f"{access} of {outcome.value:#04x} arrived in {place}"
         return Verdict(VerdictKind.OK, summary, evidence)
     summary = f"{access} of {outcome.value:#04x} succeeded, but the host file {_holds(observation)}"
     return Verdict(VerdictKind.STALE, summary, evidence)

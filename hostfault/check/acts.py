@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from hostfault.backing.virtiofs_dax import CHILD
+from hostfault.backing import BACK_END_CHILD
 from hostfault.case.model import PAGE_SIZE, Terms
 from hostfault.check.liar import Liar
 from hostfault.check.plan import Case
@@ -177,7 +177,7 @@ def _end_qemu(stage: Stage) -> None:
 
 def _end_back_end(stage: Stage) -> None:
     _fault(stage)
-    stage.testbed.agent.kill(CHILD, 11)
+    stage.testbed.agent.kill(BACK_END_CHILD, 11)
 
 
 def _let_qemu_touch(stage: Stage) -> None:

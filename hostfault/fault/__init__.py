@@ -1,8 +1,10 @@
 """Faults: how a host loses a page. One file each, and one line in the registry."""
 
+from hostfault.fault.back_end import BackEndDead, BackEndFrozen
 from hostfault.fault.base import Fault, Scene, require
 from hostfault.fault.full import Full
 from hostfault.fault.guest import GuestTruncation
+from hostfault.fault.hugetlb_empty import HugetlbEmpty
 from hostfault.fault.hwpoison import HardwarePoison
 from hostfault.fault.names import NameChange
 from hostfault.fault.none import NoFault
@@ -25,9 +27,12 @@ FAULTS: Registry[Fault] = Registry(
         Punch(),
         Starved(),
         HardwarePoison(),
+        HugetlbEmpty(),
         NameChange("rename"),
         NameChange("unlink"),
         NameChange("replace"),
+        BackEndDead(),
+        BackEndFrozen(),
     ),
 )
 

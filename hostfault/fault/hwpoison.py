@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hostfault.access import Access
 from hostfault.backing import Ability
-from hostfault.case.model import PAGE_SIZE
 from hostfault.fault.base import Scene
 from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError
 
@@ -36,7 +35,7 @@ class HardwarePoison:
 
     def undo(self, scene: Scene) -> None:
         """Give the file another page; it reads as zeroes."""
-        scene.agent.punch(scene.page.path, scene.page.offset, PAGE_SIZE)
+        scene.agent.punch(scene.page.path, scene.page.offset, scene.page.size)
 
     def expected(self, access: Access, was: int, stored: int) -> int | None:
         """Nobody can have what the page held."""

@@ -13,7 +13,7 @@ class PartialTruncation:
     """ftruncate(2) into the page: the rest of it becomes zeroes, and it stays where it is."""
 
     name = "partial"
-    needs = frozenset({Ability.HOST_FILE})
+    needs = frozenset({Ability.HOST_FILE, Ability.SMALL_PAGES})
     takes_page = False
     control = True
     starts_as_hole = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hostfault.access import Access
 from hostfault.backing import Ability
-from hostfault.case.model import PAGE_SIZE
 from hostfault.fault.base import Scene
 from hostfault.fault.full import Full
 from hostfault.plumbing.errors import HostfaultError
@@ -23,7 +22,7 @@ class Punch:
     def inject(self, scene: Scene) -> None:
         """Punch it, and check that it is gone."""
         agent, page = scene.agent, scene.page
-        agent.punch(page.path, page.offset, PAGE_SIZE)
+        agent.punch(page.path, page.offset, page.size)
         found = agent.byte(page.path, page.offset)
         if found != 0:
             raise HostfaultError(f"the page begins with {found!r}, not with the zero of a hole")

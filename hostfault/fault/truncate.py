@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from hostfault.access import Access
 from hostfault.backing import Ability
-from hostfault.case.model import PAGE_SIZE
 from hostfault.fault.base import Scene
 from hostfault.plumbing.errors import HostfaultError
 
@@ -33,7 +32,7 @@ class Truncation:
 
     def undo(self, scene: Scene) -> None:
         """Let the file grow over the page again; it reads as zeroes."""
-        scene.agent.truncate(scene.page.path, scene.page.offset + PAGE_SIZE)
+        scene.agent.truncate(scene.page.path, scene.page.offset + scene.page.size)
 
     def expected(self, access: Access, was: int, stored: int) -> int | None:
         """The file has no such page."""

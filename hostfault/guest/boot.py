@@ -55,7 +55,7 @@ def command(spec: GuestSpec, vcpus: int) -> list[str]:
     return [
         *spec.qemu,
         *("-name", "hostfault-guest,debug-threads=on", "-no-user-config", "-nodefaults"),
-        *("-machine", "pc,accel=kvm,memory-backend=mem", "-cpu", "host"),
+        *("-machine", ",".join(("pc", "accel=kvm", *spec.backing.machine)), "-cpu", "host"),
         *spec.backing.memory,
         *("-smp", str(vcpus), "-m", str(GUEST_MEMORY)),
         *("-kernel", spec.kernel, "-initrd", spec.initramfs),

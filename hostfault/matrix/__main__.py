@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hostfault.kernel.catalog import newest
 from hostfault.matrix import page, picture, result
-from hostfault.matrix.measure import Pytest, measure
+from hostfault.matrix.measure import Pytest, measure, read
 from hostfault.matrix.result import ERROR, Run
 from hostfault.plugin import sets
 from hostfault.plugin.cases import case_id
@@ -21,7 +21,7 @@ from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import HostfaultError, UsageError
 from hostfault.plumbing.project import PROJECT
 
-FIXES = ("error-table", "exit-request", "fail-at-once")
+FIXES = ("error-table", "exit-request", "fail-at-once", "tell-user-space@mce")
 DOCUMENT = PROJECT / "docs" / "matrix.md"
 DATA = PROJECT / "docs" / "matrix" / "data.json"
 PICTURE = PROJECT / "docs" / "matrix" / "matrix.svg"
@@ -82,11 +82,14 @@ def _fill_in(
     _say(f"{kernel}: measuring {len(cells)} cells")
     options = Pytest(options=tuple(asked.pytest))
     folder = FOLDER / kernel
-    run = measure(kernel, asked.set, cells, folder, patience=deadline.left(), pytest=options)
-    if run.results:
-        known[kernel] = known[kernel].merged(run) if kernel in known else run
-        result.save({run.kernel: run for run in ordered(known)}, asked.data)
-    _say(f"{kernel}: {len(run.results)} of {len(cells)} cells measured; logs: {folder}")
+    try:
+        measure(kernel, asked.set, cells, folder, patience=deadline.left(), pytest=options)
+    finally:  # also what a run has left that a person ended
+        run = read(kernel, cells, folder)
+        if run.results:
+            known[kernel] = known[kernel].merged(run) if kernel in known else run
+            result.save({run.kernel: run for run in ordered(known)}, asked.data)
+        _say(f"{kernel}: {len(run.results)} of {len(cells)} cells measured; logs: {folder}")
 
 
 def _tell(run: Run) -> None:
@@ -112,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
         "--kernel",
         action="append",
         metavar="NAME",
-        help=f"default: {newest()}, and that with each of {', '.join(FIXES)}",
+        help="as for --host-kernel; with @POLICY, what the VMM does about a page that KVM reports "
+        f"(default: {newest()}, and that with each of {', '.join(FIXES)})",
     )
     add(
         "--minutes",

@@ -22,6 +22,7 @@ from hostfault.plumbing.project import PROJECT
 
 TESTS = PROJECT / "tests" / "matrix" / "test_cells.py"
 GRACE = 30.0  # seconds that pytest has for its tear-down
+_ARTIFACTS = "tests"  # in the folder of a measurement
 MISUSED = (3, 4, 5)  # pytest's exit codes for a broken or wrongly called run
 
 
@@ -47,16 +48,18 @@ def measure(
 ) -> Run:
     """Run cells of the set ``name`` on a kernel; ``folder`` gets everything.
 
+    A kernel may be ``KERNEL@POLICY``, as for ``--host-kernel`` and ``--vmm-policy``.
+
     After ``patience`` seconds pytest is ended, and what it has done by then is what is returned.
     Raises :class:`BrokenHarnessError` if it could not begin.
     """
     program = pytest or Pytest()
-    artifacts, log = folder / "tests", folder / "pytest.log"
+    artifacts, log = folder / _ARTIFACTS, folder / "pytest.log"
     folder.mkdir(parents=True, exist_ok=True)
     argv = [
         *program.argv,
         *(f"{TESTS}::test_cell[{case_id(cell)}]" for cell in cells),
-        *("--set", name, "--host", "emulated", "--host-kernel", kernel, "--no-known-issues"),
+        *("--set", name, "--host", "emulated", "--no-known-issues", *options_of(kernel)),
         *("--artifacts", str(artifacts), "--artifacts-overwrite"),
         *program.options,
     ]
@@ -68,20 +71,27 @@ def measure(
             code = None
     if code in MISUSED:
         raise BrokenHarnessError(f"pytest ended with code {code}; the end of {log}:\n{tail(log)}")
-    return read(kernel, cells, artifacts)
+    return read(kernel, cells, folder)
 
 
-def read(kernel: str, cells: Sequence[Scenario], artifacts: Path) -> Run:
-    """What a run has left of these cells; those that it did not come to are missing."""
+def options_of(kernel: str) -> tuple[str, ...]:
+    """Pytest's options for a kernel, with the VMM's policy where it names one."""
+    name, _, policy = kernel.partition("@")
+    return ("--host-kernel", name, *(("--vmm-policy", policy) if policy else ()))
+
+
+def read(kernel: str, cells: Sequence[Scenario], folder: Path) -> Run:
+    """What :func:`measure` has left of these cells; those that it did not come to are missing."""
+    artifacts = folder / _ARTIFACTS
     results: dict[str, Result] = {}
     release = build_id = ""
     for cell in cells:
-        folder = artifacts / f"test_cell-{case_id(cell)}"
-        if (said := _json(folder / files.VERDICT)) is not None:
+        left = artifacts / f"test_cell-{case_id(cell)}"
+        if (said := _json(left / files.VERDICT)) is not None:
             results[case_id(cell)] = _result(cell, said)
             release, build_id = said["host_release"], said["kvm_build_id"]
-        elif (folder / files.ERROR).exists():
-            trouble = (folder / files.ERROR).read_text().splitlines()[0]
+        elif (left / files.ERROR).exists():
+            trouble = (left / files.ERROR).read_text().splitlines()[0]
             results[case_id(cell)] = Result(cell, ERROR, "", trouble, 0.0)
     day = time.strftime("%Y-%m-%d", time.gmtime(wall_clock()))
     return Run(kernel, release, build_id, (day,), results)

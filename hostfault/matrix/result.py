@@ -42,7 +42,7 @@ class Result:
 class Run:
     """What was measured on one kernel."""
 
-    kernel: str  # as --host-kernel takes it
+    kernel: str  # as --host-kernel takes it; with @POLICY: --vmm-policy, too
     release: str  # as the host said
     kvm_build_id: str  # of the module that was loaded there
     dates: tuple[str, ...]  # of the measurements, ISO 8601

@@ -73,6 +73,18 @@ class Agent:
         """End a child by a signal, without a warning; returns its code."""
         return int(self._ask("kill", name=name, number=int(number)))
 
+    def kill_for_good(self, name: str) -> None:
+        """End a child whose end is no trouble: nothing more is said of it."""
+        self._ask("kill_for_good", name=name)
+
+    def stop_child(self, name: str) -> str:
+        """Stop a child; returns the state that it is in then (proc(5): "T")."""
+        return str(self._ask("stop_child", name=name))
+
+    def continue_child(self, name: str) -> None:
+        """Undo :meth:`stop_child`."""
+        self._ask("continue_child", name=name)
+
     def read(self, path: str, offset: int = 0, limit: int = 65536) -> tuple[str, int]:
         """Text of a file from ``offset`` (negative: from its end), and where to read on."""
         part = self._ask("read", path=path, offset=offset, limit=limit)
@@ -81,6 +93,18 @@ class Agent:
     def mount(self, path: str, size: int) -> bool:
         """Mount a tmpfs of ``size`` bytes of the agent's own; False if it may not."""
         return bool(self._ask("mount", path=path, size=size))
+
+    def mount_huge_pages(self, path: str, pages: int) -> None:
+        """Have a pool of huge pages, of 2 MiB, and mount a hugetlbfs; see :meth:`may_hurt`."""
+        self._ask("mount_huge_pages", path=path, pages=pages)
+
+    def drain_pool(self) -> int:
+        """Take the free huge pages from the pool; returns how many are still free."""
+        return int(self._ask("drain_pool"))
+
+    def refill_pool(self) -> None:
+        """Undo :meth:`drain_pool`."""
+        self._ask("refill_pool")
 
     def may_fill(self, path: str) -> bool:
         """Whether the file system of a file is one of :meth:`mount`'s."""
@@ -139,6 +163,19 @@ class Agent:
     def adopt(self, path: str) -> None:
         """Act from now on, too, on a file that a child has made."""
         self._ask("adopt", path=path)
+
+    def adopt_descriptor(self, name: str, link: str, path: str) -> None:
+        """Act on an open file of a child's under the name ``path``; ``link`` is as in proc(5)."""
+        self._ask("adopt_descriptor", name=name, link=link, path=path)
+
+    def peek(self, name: str, address: int) -> int | None:
+        """One byte of a child's memory; None where there is none to be had."""
+        value = self._ask("peek", name=name, address=address)
+        return None if value is None else int(value)
+
+    def find_pages(self, path: str, text: str, number: int) -> int:
+        """Where in a file ``number`` pages in a row are this text, all of each; an offset."""
+        return int(self._ask("find_pages", path=path, text=text, number=number))
 
     def write_pages(self, path: str, at: int, fill: Sequence[int | None], page_size: int) -> None:
         """Fill pages from offset ``at`` on; None punches a hole."""

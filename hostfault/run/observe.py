@@ -94,7 +94,7 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     task.request(view, access.name, STORED, page_first=page_first)
     task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
     gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
-    first_gfn = gfn if page_first else gfn - NUMBER
+    first_gfn = gfn if page_first else gfn - view.offset // PAGE_SIZE
     if counted_by == "tracefs":
         calibrate(testbed.agent, first_gfn, 0 if access.by_kernel else task.report().rip)
     else:
@@ -326,7 +326,11 @@ class Recording:
             self._so_far = dataclasses.replace(self._so_far, guest_answers=self._guest_answers())
 
     def _byte_in_the_file(self) -> int | None:
-        return self._testbed.agent.byte(self._scene.page.path, self._scene.page.offset)
+        """What the page holds, as the host has it."""
+        agent, page = self._testbed.agent, self._scene.page
+        if page.private and self._so_far.terms.writes and self._address is not None:
+            return agent.peek(boot.NAME, self._address)
+        return agent.byte(page.path, page.offset)
 
     def _guest_answers(self) -> bool | None:
         if self._so_far.samples[-1].run_state != "running":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from hostfault.access import ACCESSES
-from hostfault.backing import BACKINGS, GuestView
+from hostfault.backing import BACK_END_CHILD, BACKINGS, GuestView
 from hostfault.case.model import PAGE_SIZE, Page
 from hostfault.fault import FAULTS, Scene, require
 from hostfault.host.local import local_agent
@@ -45,15 +47,16 @@ def test_a_name_that_is_unknown_is_told_what_there_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backing", "fault"), [("ram", "zero"), ("ram", "middle"), ("ram", "guest")]
+    ("backing", "fault"),
+    [("ram", "guest"), ("ram-memfd", "zero"), ("ram-hugetlb", "full"), ("ram", "hugetlb-empty")],
 )
 def test_a_fault_that_a_backing_cannot_have_says_what_is_missing(backing: str, fault: str) -> None:
     reason = require(FAULTS[fault], BACKINGS[backing])
-    assert reason.startswith(f"ram cannot have the fault {fault}: needs ")
+    assert reason.startswith(f"{backing} cannot have the fault {fault}: needs ")
 
 
 @pytest.mark.parametrize("backing", list(BACKINGS), ids=lambda backing: backing.name)
-@pytest.mark.parametrize("fault", ["none", "full", "punch", "starved", "hwpoison", "rename"])
+@pytest.mark.parametrize("fault", ["none", "punch", "hwpoison"])
 def test_every_backing_can_have_these(backing: Any, fault: str) -> None:
     assert require(FAULTS[fault], backing) == ""
 
@@ -63,7 +66,17 @@ def test_a_control_leaves_the_page_to_be_seen() -> None:
     assert FAULTS["none"].expected(STORE, was=1, stored=2) == 2
 
 
-@pytest.mark.parametrize("fault", ["zero", "middle", "guest", "full", "starved", "hwpoison"])
+@pytest.mark.parametrize("fault", ["backend-dead", "backend-frozen"])
+def test_a_back_end_that_ends_or_stands_still_takes_no_page_along(fault: str) -> None:
+    assert FAULTS[fault].control
+    assert not FAULTS[fault].takes_page
+    assert FAULTS[fault].expected(LOAD, was=1, stored=2) == 1
+    assert FAULTS[fault].expected(STORE, was=1, stored=2) == 2
+
+
+@pytest.mark.parametrize(
+    "fault", ["zero", "middle", "guest", "full", "starved", "hwpoison", "hugetlb-empty"]
+)
 def test_where_the_page_is_gone_there_is_no_byte_to_be_seen(fault: str) -> None:
     assert FAULTS[fault].expected(LOAD, was=1, stored=2) is None
     assert FAULTS[fault].expected(STORE, was=1, stored=2) is None
@@ -120,7 +133,39 @@ def test_a_name_that_was_not_changed_is_told(scene: Scene) -> None:
         FAULTS["rename"].inject(scene)
 
 
+@pytest.fixture
+def served(agent: Agent) -> Scene:
+    """A scene whose back-end sleeps for ever."""
+    agent.spawn(BACK_END_CHILD, ["sleep", "1000"], {"PATH": os.defpath})
+    return Scene(agent, cast("Any", None), Page(FILE, 0, "tmpfs"), GuestView("/x", 0))
+
+
+def test_a_frozen_back_end_stands_still_until_the_fault_is_undone(served: Scene) -> None:
+    FAULTS["backend-frozen"].inject(served)
+    assert served.agent.ended(BACK_END_CHILD) is None
+    FAULTS["backend-frozen"].undo(served)
+    assert served.agent.kill(BACK_END_CHILD, signal.SIGTERM) == -signal.SIGTERM
+
+
+def test_a_back_end_that_is_gone_cannot_be_frozen(served: Scene) -> None:
+    served.agent.kill(BACK_END_CHILD)
+    with pytest.raises(HostfaultError):
+        FAULTS["backend-frozen"].inject(served)
+
+
+def test_a_back_end_that_was_killed_on_purpose_is_no_trouble(served: Scene) -> None:
+    served.agent.spawn("other", ["true"], {"PATH": os.defpath})
+    FAULTS["backend-dead"].inject(served)
+    assert BACK_END_CHILD not in served.agent.sample("other", ())["gone"]
+    with pytest.raises(HostfaultError):
+        served.agent.ended(BACK_END_CHILD)
+
+
 def test_this_machine_is_never_hurt(scene: Scene) -> None:
+    with pytest.raises(HostfaultError, match="not to be hurt"):
+        FAULTS["hugetlb-empty"].inject(scene)
+    with pytest.raises(HostfaultError, match="not to be hurt"):
+        scene.agent.mount_huge_pages("own", 1)
     with pytest.raises(MissingCapabilityError, match="emulated-host: hwpoison costs a machine"):
         FAULTS["hwpoison"].inject(scene)
     with pytest.raises(HostfaultError, match="not to be hurt"):
