@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -55,12 +56,13 @@ def measure(
     """
     program = pytest or Pytest()
     artifacts, log = folder / _ARTIFACTS, folder / "pytest.log"
+    shutil.rmtree(artifacts, ignore_errors=True)  # what an earlier run has left is not of this one
     folder.mkdir(parents=True, exist_ok=True)
     argv = [
         *program.argv,
         *(f"{TESTS}::test_cell[{case_id(cell)}]" for cell in cells),
         *("--set", name, "--host", "emulated", "--no-known-issues", *options_of(kernel)),
-        *("--artifacts", str(artifacts), "--artifacts-overwrite"),
+        *("--artifacts", str(artifacts)),
         *program.options,
     ]
     deadline = Deadline(patience, "the cells to be measured")

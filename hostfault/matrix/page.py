@@ -56,12 +56,12 @@ def page(runs: Sequence[Run], matrix: Matrix) -> str:
         _counts(runs),
         "## Every cell\n",
         *_tables(runs),
-        "## In plain words\n",
-        "\n".join(_words(runs)) + "\n",
         "## What cannot be\n",
         _impossible(matrix),
+        "## In plain words\n",
+        "\n".join(_words(runs)),
     ]
-    return "\n".join(parts)
+    return "\n".join(parts) + "\n"
 
 
 # --- how much was measured --------------------------------------------------------------------

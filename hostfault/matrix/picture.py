@@ -35,35 +35,60 @@ MARKS: Mapping[str, str] = {
 }
 DARK = {"#2b2b2b", "#009e73", "#d55e00"}  # letters on them are white
 SQUARE = 0.2  # inches
+ABREAST = 3  # panels in a row; what is wider cannot be read on a page
 
-Row = tuple[str, str, str]  # backing, fault, configuration
+Row = tuple[str, str]  # backing, and fault with the kind of guest; "" for the backing's heading
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
     """Write the SVG; the same data gives the same file. Raises :class:`SetupError`."""
     plt = _pyplot()
-    rows = list(dict.fromkeys(_row(cell) for cell in cells_of(runs)))
+    rows = rows_of(runs)
     columns = [access.name for access in ACCESSES]
-    wide = 3.2 + len(runs) * (len(columns) + 1.5) * SQUARE
+    deep, abreast = -(-len(runs) // ABREAST), min(len(runs), ABREAST)
     figure, panels = plt.subplots(
-        1,
-        len(runs),
+        deep,
+        abreast,
         sharey=True,
         squeeze=False,
-        figsize=(wide, 2.6 + len(rows) * SQUARE),
+        figsize=(
+            2.0 + abreast * (len(columns) + 1.0) * SQUARE,
+            deep * (1.5 + len(rows) * SQUARE) + 0.8,
+        ),
         layout="constrained",
     )
-    for axes, run in zip(panels[0], runs, strict=True):
+    for axes in panels.flat[len(runs) :]:
+        axes.set_axis_off()
+    for axes, run in zip(panels.flat, runs, strict=False):
         _panel(axes, run, rows, columns)
-    panels[0][0].set_yticks(range(len(rows)), [" ".join(row) for row in rows], fontsize=7)
+    _name_rows(panels[:, 0], rows)
     _legend(figure, {each.verdict for run in runs for each in run.results.values()})
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 
+def rows_of(runs: Sequence[Run]) -> list[Row]:
+    """The rows of a panel: below a heading for each backing its faults."""
+    rows: dict[Row, None] = {}
+    for cell in cells_of(runs):
+        rows.setdefault((cell.backing, ""))
+        rows.setdefault(_row(cell))
+    backings = list(dict.fromkeys(backing for backing, _ in rows))
+    return sorted(rows, key=lambda row: backings.index(row[0]))
+
+
 def _row(cell: Scenario) -> Row:
-    return cell.backing, cell.fault, configuration_of(cell)
+    kind = configuration_of(cell)
+    return cell.backing, cell.fault if kind == "apf" else f"{cell.fault}, {kind}"
+
+
+def _name_rows(panels: Sequence[Any], rows: Sequence[Row]) -> None:
+    for axes in panels:
+        words = [fault or backing for backing, fault in rows]
+        axes.set_yticks(range(len(rows)), words, fontsize=7)
+        for label, (_, fault) in zip(axes.get_yticklabels(), rows, strict=True):
+            label.set_fontweight("normal" if fault else "bold")
 
 
 def _panel(axes: Any, run: Run, rows: Sequence[Row], columns: Sequence[str]) -> None:

@@ -188,6 +188,13 @@ def test_a_kernel_may_come_with_a_policy_of_the_vmm(kernel: str, options: tuple[
     assert options_of(kernel) == options
 
 
+def test_what_an_earlier_run_has_left_is_no_answer_of_this_one(tmp_path: Path) -> None:
+    measure("k", "page", [ZERO], tmp_path, patience=60.0, pytest=stand_in(tmp_path, 1))
+    nothing = Pytest(argv=(sys.executable, "-c", "raise SystemExit(1)"))
+    found = measure("k", "page", [ZERO], tmp_path, patience=60.0, pytest=nothing)
+    assert found.results == {}
+
+
 def test_a_pytest_that_was_called_wrongly_is_no_measurement(tmp_path: Path) -> None:
     with pytest.raises(BrokenHarnessError, match="pytest ended with code 4"):
         measure("k", "page", [ZERO], tmp_path, patience=60.0, pytest=stand_in(tmp_path, 4))
