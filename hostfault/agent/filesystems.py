@@ -13,6 +13,8 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+from hostfault.agent.loopdisk import LoopDisk
+
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 0x4000, 1 << 18  # mount(2)
 CLONE_NEWNS = 0x20000  # unshare(2)
 
@@ -55,6 +57,7 @@ class OwnFileSystems:
 
     def __init__(self) -> None:
         self.pool = HugePages()
+        self._disks: dict[Path, LoopDisk] = {}
         self._fillers: dict[Path, int] = {}  # what fills it; -1: nothing does
         self._mounted: set[Path] = set()
 
@@ -71,6 +74,22 @@ class OwnFileSystems:
         """Have a pool of so many pages, and mount a hugetlbfs, which is not to be filled."""
         self.pool.hold(pages)
         _mount(directory, b"hugetlbfs", "pagesize=2M,mode=0755")
+
+    def mount_disk(self, directory: Path, size: int) -> bool:
+        """Mount ext4 on a disk of ``size`` bytes; False if there are no loop devices. OSError."""
+        try:
+            disk = LoopDisk(directory.with_suffix(".disk"), size)
+        except FileNotFoundError:
+            return False
+        self._disks[directory] = disk
+        _mount(directory, b"ext4", "", disk.device)
+        return True
+
+    def disk(self, directory: Path) -> LoopDisk:
+        """What :meth:`mount_disk` has mounted there. Raises PermissionError."""
+        if directory not in self._disks:
+            raise PermissionError(f"{directory} is on no disk of the agent's own")
+        return self._disks[directory]
 
     def has(self, path: Path) -> bool:
         """Whether a file is on one of them."""
@@ -108,6 +127,10 @@ class OwnFileSystems:
         for place in self._mounted:
             _LIBC.umount2(os.fsencode(place), 2)  # MNT_DETACH
         self._mounted.clear()
+        for place, disk in self._disks.items():
+            _LIBC.umount2(os.fsencode(place), 2)
+            disk.close()
+        self._disks.clear()
 
     def _of(self, path: Path) -> Path:
         for place in self._mounted:
@@ -127,10 +150,10 @@ def leave_mount_namespace() -> None:
         _LIBC.mount(None, b"/", None, MS_REC | MS_PRIVATE, None)
 
 
-def _mount(directory: Path, kind: bytes, options: str) -> None:
-    """Mount a file system that has no device (mount(2)). Raises OSError."""
+def _mount(directory: Path, kind: bytes, options: str, device: str = "hostfault") -> None:
+    """Mount a file system (mount(2)). Raises OSError."""
     flags = MS_NOSUID | MS_NODEV
-    if _LIBC.mount(b"hostfault", os.fsencode(directory), kind, flags, options.encode()) != 0:
+    if _LIBC.mount(os.fsencode(device), os.fsencode(directory), kind, flags, options.encode()) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(directory))
 

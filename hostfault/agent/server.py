@@ -87,6 +87,25 @@ class Agent(Programs):
         self._check_may_hurt()
         self._file_systems.mount_huge_pages(self._path(path), pages)
 
+    def mount_disk(self, path: str, size: int) -> bool:
+        """Mount ext4 on a loop device of our own; where :meth:`may_hurt` only."""
+        self._check_may_hurt()
+        return self._file_systems.mount_disk(self._path(path), size)
+
+    def break_disk(self, path: str) -> None:
+        """Let all reading of that disk fail with EIO."""
+        self._file_systems.disk(self._path(path)).cut()
+
+    def mend_disk(self, path: str) -> None:
+        """Undo :meth:`break_disk`; what was on it reads as zeroes."""
+        self._file_systems.disk(self._path(path)).grow()
+
+    def evict(self, path: str, at: int, length: int) -> None:
+        """Write a range of a file that was made to its disk, and forget it (posix_fadvise(2))."""
+        fd = self._files.fd(path)
+        os.fsync(fd)
+        os.posix_fadvise(fd, at, length, os.POSIX_FADV_DONTNEED)
+
     def drain_pool(self) -> int:
         """Take the free huge pages from the pool; returns how many are still free."""
         self._check_may_hurt()

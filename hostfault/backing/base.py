@@ -29,6 +29,7 @@ class Ability(enum.Enum):
     HOST_NAME = "a host file with a name that may be changed"
     OWN_FILE_SYSTEM = "a host file system of its own that may be filled"
     SMALL_PAGES = "a host file that may end within a page"
+    DISK = "a disk of its own that may fail"
     POOL = "a pool of huge pages of its own that may run dry"
     BACK_END = "a program on the host that serves the guest"
 

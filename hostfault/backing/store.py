@@ -120,6 +120,41 @@ class Memfd:
 
 
 @dataclass(frozen=True)
+class DiskFile:
+    """A file on ext4, on a loop device of the agent's own.
+
+    Its pages are 2 MiB apart, so that no reading ahead brings one of them in with another. Whether
+    it is full cannot be seen by reading it, as a hole of ext4 takes no room until it is written to.
+    """
+
+    abilities: frozenset[Ability] = frozenset(
+        {Ability.HOST_FILE, Ability.HOST_PAGE, Ability.HOST_NAME, Ability.SMALL_PAGES, Ability.DISK}
+    )
+    private: bool = False
+    page_size: int = HUGE_PAGE
+    size: int = PAGES * HUGE_PAGE
+    mapped_as: str = FILE
+
+    def start(self, agent: Agent) -> None:
+        """Make the disk and mount it; that is for emulated hosts only."""
+        if not agent.may_hurt():
+            raise MissingCapabilityError(
+                "emulated-host", "it mounts a disk of its own: use --host emulated"
+            )
+        agent.make_directory(FOLDER)
+        if not agent.mount_disk(FOLDER, self.size + ROOM):
+            raise MissingCapabilityError("loop", "the host's kernel needs CONFIG_BLK_DEV_LOOP")
+
+    def object(self, directory: str, ident: str) -> str:
+        """The file, which QEMU makes."""
+        return TmpfsFile(size=self.size).object(directory, ident)
+
+    def take(self, agent: Agent) -> None:
+        """By its name."""
+        agent.adopt(FILE)
+
+
+@dataclass(frozen=True)
 class HugeFile:
     """A file on a hugetlbfs with pages of 2 MiB, none of them reserved (mmap(2), MAP_NORESERVE)."""
 

@@ -45,7 +45,7 @@ class VirtiofsDax:
     """A file of a shared directory, mapped into the guest by FUSE DAX."""
 
     name = "virtiofs-dax"
-    abilities = frozenset(Ability) - {Ability.POOL}
+    abilities = frozenset(Ability) - {Ability.POOL, Ability.DISK}
     guest_modules = ("virtiofs",)
     guest_options = ""
     logs: Mapping[str, str] = {

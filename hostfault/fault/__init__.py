@@ -2,6 +2,7 @@
 
 from hostfault.fault.back_end import BackEndDead, BackEndFrozen
 from hostfault.fault.base import Fault, Scene, require
+from hostfault.fault.eio import DiskError
 from hostfault.fault.full import Full
 from hostfault.fault.guest import GuestTruncation
 from hostfault.fault.hugetlb_empty import HugetlbEmpty
@@ -28,6 +29,7 @@ FAULTS: Registry[Fault] = Registry(
         Starved(),
         HardwarePoison(),
         HugetlbEmpty(),
+        DiskError(),
         NameChange("rename"),
         NameChange("unlink"),
         NameChange("replace"),

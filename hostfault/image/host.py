@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hostfault.case.model import HostImage, Kernel
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 SUITE = "trixie"
 HOST_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "pvpanic-pci")
+USEFUL_MODULES = ("loop",)  # what some backing needs, and others do without
 CPU_FLAGS = {"kvm-amd": "svm", "kvm-intel": "vmx"}  # what makes a CPU fit for a module
 SCRATCH = 2 << 30  # bytes of the disk left free for the run; holes on our own disk
 BUILD_PATIENCE = 1800.0  # seconds for mmdebstrap, on a slow network
@@ -140,7 +141,8 @@ def host_initramfs(
     ``payload`` are files and directories that the host will find as ``/run/hostfault/NAME``.
     Raises :class:`SetupError` if the kernel lacks a module.
     """
-    modules = modules_for(kernel, [*HOST_MODULES, *_kvm_modules(kernel)])
+    extra = [*_some_of(kernel, tuple(CPU_FLAGS), at_least=1), *_some_of(kernel, USEFUL_MODULES)]
+    modules = modules_for(kernel, [*HOST_MODULES, *extra])
     recipe = IMAGES / "host"
     key = key_of(
         {
@@ -175,17 +177,17 @@ def host_initramfs(
     return cache.obtain("host-initramfs", key, build) / "initramfs"
 
 
-def _kvm_modules(kernel: Kernel) -> list[str]:
-    """Those of kvm-amd and kvm-intel that a kernel has; one will do."""
+def _some_of(kernel: Kernel, names: Sequence[str], *, at_least: int = 0) -> list[str]:
+    """Those of some modules that a kernel has. Raises :class:`SetupError` if they are too few."""
     found = []
-    for name in CPU_FLAGS:
+    for name in names:
         try:
             modules_for(kernel, [name])
         except SetupError as error:
             missing = error
         else:
             found.append(name)
-    if not found:
+    if len(found) < at_least:
         raise missing
     return found
 

@@ -98,6 +98,25 @@ class Agent:
         """Have a pool of huge pages, of 2 MiB, and mount a hugetlbfs; see :meth:`may_hurt`."""
         self._ask("mount_huge_pages", path=path, pages=pages)
 
+    def mount_disk(self, path: str, size: int) -> bool:
+        """Mount ext4 on a loop device of the agent's; False without such devices.
+
+        See :meth:`may_hurt`.
+        """
+        return bool(self._ask("mount_disk", path=path, size=size))
+
+    def break_disk(self, path: str) -> None:
+        """Let all reading of :meth:`mount_disk`'s disk fail with EIO; ``path`` is its mount's."""
+        self._ask("break_disk", path=path)
+
+    def mend_disk(self, path: str) -> None:
+        """Undo :meth:`break_disk`; what was on it reads as zeroes."""
+        self._ask("mend_disk", path=path)
+
+    def evict(self, path: str, at: int, length: int) -> None:
+        """Write a range of a file to its disk, and let the page cache forget it."""
+        self._ask("evict", path=path, at=at, length=length)
+
     def drain_pool(self) -> int:
         """Take the free huge pages from the pool; returns how many are still free."""
         return int(self._ask("drain_pool"))

@@ -75,7 +75,7 @@ def test_a_back_end_that_ends_or_stands_still_takes_no_page_along(fault: str) ->
 
 
 @pytest.mark.parametrize(
-    "fault", ["zero", "middle", "guest", "full", "starved", "hwpoison", "hugetlb-empty"]
+    "fault", ["zero", "middle", "guest", "full", "starved", "hwpoison", "hugetlb-empty", "eio"]
 )
 def test_where_the_page_is_gone_there_is_no_byte_to_be_seen(fault: str) -> None:
     assert FAULTS[fault].expected(LOAD, was=1, stored=2) is None
@@ -166,10 +166,17 @@ def test_this_machine_is_never_hurt(scene: Scene) -> None:
         FAULTS["hugetlb-empty"].inject(scene)
     with pytest.raises(HostfaultError, match="not to be hurt"):
         scene.agent.mount_huge_pages("own", 1)
+    with pytest.raises(HostfaultError, match="not to be hurt"):
+        scene.agent.mount_disk("own", 1 << 20)
     with pytest.raises(MissingCapabilityError, match="emulated-host: hwpoison costs a machine"):
         FAULTS["hwpoison"].inject(scene)
     with pytest.raises(HostfaultError, match="not to be hurt"):
         scene.agent.poison(FILE, 0)
+
+
+def test_a_disk_that_is_not_ours_is_never_broken(scene: Scene) -> None:
+    with pytest.raises(HostfaultError, match="on no disk of the agent's own"):
+        FAULTS["eio"].inject(scene)
 
 
 def test_a_file_system_that_is_not_ours_is_never_filled(scene: Scene) -> None:

@@ -84,7 +84,7 @@ def test_quick_has_every_fault_and_every_access_that_ci_dax_and_ram_do_not(
 ) -> None:
     cells = (*matrix.scenarios("quick"), *matrix.scenarios("dax"))
     assert {cell.access for cell in cells} == {each.name for each in ACCESSES}
-    elsewhere = {"full", "hugetlb-empty"}  # what these need takes a snapshot of its own
+    elsewhere = {"full", "hugetlb-empty", "eio"}  # what these need takes a snapshot of its own
     assert {cell.fault for cell in cells} | elsewhere == {each.name for each in FAULTS}
     assert {(c.backing, c.async_pf, c.vcpus) for c in matrix.scenarios("quick")} == {
         ("virtiofs-dax", True, 1)
