@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from hostfault.case.model import RecoveryKind, Scenario, VerdictKind
 from hostfault.matrix.compare import pairs
@@ -74,10 +75,12 @@ def _measured(runs: Sequence[Run]) -> str:
     lines = [
         f"Measured on {when}: {len(cells_of(runs))} cells, on {len(runs)} kernels {total} times.",
         "",
-        "| kernel | release | cells |",
-        "|---|---|---|",
+        "| kernel | release | cells | seconds for one, median |",
+        "|---|---|---|---|",
     ]
-    lines += [f"| `{run.kernel}` | {run.release} | {len(run.results)} |" for run in runs]
+    for run in runs:
+        seconds = median(result.seconds for result in run.results.values())
+        lines.append(f"| `{run.kernel}` | {run.release} | {len(run.results)} | {seconds:.1f} |")
     return "\n".join([*lines, ""])
 
 
@@ -146,60 +149,65 @@ def _answer(run: Run, cell: Scenario) -> str:
 
 def _words(runs: Sequence[Run]) -> Iterator[str]:
     stock, *fixes = runs
+    yield f"### Where `{stock.kernel}` tells nobody\n"
     yield from _about(stock)
     for fix in fixes:
-        yield ""
+        yield f"\n### Whom `{fix.kernel}` tells, and what it makes worse\n"
         yield from _about(fix)
         yield from _against(stock, fix)
 
 
 def _about(run: Run) -> Iterator[str]:
-    """Who is told on this kernel, of the cells without a page."""
-    told = [each for each in run.results.values() if not has_page(each.scenario)]
-    told = [each for each in told if each.verdict != ERROR]
-    count = Counter(each.verdict for each in told)
-    nobody = [each for each in told if each.verdict in TOLD_NOBODY]
-    yield (
-        f"**`{run.kernel}`**: of {len(told)} cells without a page, the task is told in "
-        f"{count[VerdictKind.TASK_ERROR]}, the VM is stopped in {count[VerdictKind.VM_EXIT]}, and "
-        f"nobody is told in {len(nobody)}{_where(nobody)}."
-    )
-    dead = [each for each in told if each.verdict.endswith("-death")]
+    """Who is told on this kernel of a page that is not there, and what follows."""
+    known = [each for each in run.results.values() if each.verdict != ERROR]
+    gone = [each for each in known if not has_page(each.scenario)]
+    nobody = [each for each in gone if each.verdict in TOLD_NOBODY]
+    dead = [each for each in gone if each.verdict.endswith("-death")]
+    yield f"- Of {len(gone)} cells without a page nobody is told in {len(nobody)}{_where(nobody)}."
+    for what, verdict in (
+        ("The task is told", VerdictKind.TASK_ERROR),
+        ("The VM is stopped", VerdictKind.VM_EXIT),
+    ):
+        found = [each for each in gone if each.verdict == verdict]
+        yield f"- {what} in {len(found)}{_where(found)}."
     if dead:
-        yield f"Something died in {len(dead)}{_where(dead)}."
-    wrong = [
-        each for each in run.results.values() if has_page(each.scenario) and not is_right(each)
-    ]
-    wrong = [each for each in wrong if each.verdict != ERROR]
+        yield f"- The guest or its VMM dies in {len(dead)}{_where(dead)}."
+    wrong = [each for each in known if has_page(each.scenario) and not is_right(each)]
     if wrong:
-        yield f"Where there is a page, {len(wrong)} cells did not come to `ok`{_where(wrong)}."
+        yield f"- Where there is a page, {len(wrong)} cells did not come to `ok`{_where(wrong)}."
     broken = [each for each in run.results.values() if each.verdict == ERROR]
     if broken:
-        yield f"No verdict was reached in {len(broken)}{_where(broken)}."
-    on = sum(each.recovery == RecoveryKind.GOES_ON for each in told)
-    lost = sum(each.recovery == RecoveryKind.LOST for each in told)
-    yield f"When the fault is undone, the access goes on in {on}, and is lost in {lost}."
+        yield f"- No verdict was reached in {len(broken)}{_where(broken)}."
+    on = sum(each.recovery == RecoveryKind.GOES_ON for each in gone)
+    lost = sum(each.recovery == RecoveryKind.LOST for each in gone)
+    yield f"- When the fault is undone, the access goes on in {on}, and is lost in {lost}."
 
 
 def _against(stock: Run, fix: Run) -> Iterator[str]:
     """What a fix makes better and worse than stock."""
     both = pairs(stock.results, fix.results)
-    better = [pair for pair in both if pair.verdict < 0]
-    worse = [pair for pair in both if pair.verdict > 0]
-    lost = [pair for pair in both if pair.recovery > 0]
+    better = sum(pair.verdict < 0 for pair in both)
+    worse = [pair.patched for pair in both if pair.verdict > 0]
+    lost = [pair.patched for pair in both if pair.recovery > 0]
     yield (
-        f"Compared with `{stock.kernel}` in {len(both)} cells: the verdict is better in "
-        f"{len(better)}, worse in {len(worse)}{_where(p.patched for p in worse)}; the recovery is "
-        f"worse in {len(lost)}{_where(p.patched for p in lost)}."
+        f"- Against `{stock.kernel}`, in {len(both)} cells: the verdict is better in {better}, "
+        f"worse in {len(worse)}{_where(worse)}; what recovered does not in {len(lost)}"
+        f"{_where(lost)}."
     )
 
 
 def _where(results: Iterable[Result]) -> str:
-    """In which backings and faults, with how often."""
-    places = Counter(f"`{each.scenario.backing}` `{each.scenario.fault}`" for each in results)
+    """In which faults, and in how many cells of which backings."""
+    places: dict[str, Counter[str]] = {}
+    for each in results:
+        places.setdefault(each.scenario.fault, Counter())[each.scenario.backing] += 1
     if not places:
         return ""
-    return " (" + ", ".join(f"{place} {count}" for place, count in places.items()) + ")"
+    told = (
+        f"`{fault}` on " + ", ".join(f"{backing} {count}" for backing, count in found.items())
+        for fault, found in places.items()
+    )
+    return f" ({'; '.join(told)})"
 
 
 # --- what cannot be -------------------------------------------------------------------------------

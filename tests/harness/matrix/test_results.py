@@ -216,11 +216,8 @@ def test_accesses_that_came_to_the_same_are_on_one_line() -> None:
 
 def test_the_words_of_the_page_say_what_a_fix_makes_better_and_worse() -> None:
     text = page.page([STOCK, FIXED], sets.load())
-    assert "nobody is told in 2 (`ram` `full` 1, `virtiofs-dax` `zero` 1)" in text
-    assert (
-        "the verdict is better in 2, worse in 0; the recovery is worse in 1 (`ram` `full` 1)"
-        in text
-    )
+    assert "nobody is told in 2 (`full` on ram 1; `zero` on virtiofs-dax 1)" in text
+    assert "better in 2, worse in 0; what recovered does not in 1 (`full` on ram 1)" in text
     assert all(entry.reason in text for entry in sets.load().impossible)
 
 
