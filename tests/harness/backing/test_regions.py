@@ -11,12 +11,12 @@ from typing import Any, cast
 import pytest
 
 from hostfault.agent.filesystems import write_at
-from hostfault.backing import BACKINGS, GUEST_MEMORY, Backing
+from hostfault.backing import BACKINGS, GUEST_MEMORY, Backing, Python
 from hostfault.backing.ivshmem import SLOT, find_bar
 from hostfault.backing.ram import START
 from hostfault.case.model import PAGE_SIZE, Page
 from hostfault.host.local import local_agent
-from hostfault.plumbing.errors import HostfaultError
+from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError
 from hostfault.remote.agent import Agent
 
 IN_RAM = [each for each in BACKINGS if each.name.startswith("ram")]
@@ -110,6 +110,12 @@ def test_the_parts_of_guest_memory_are_all_of_it(backing: Any) -> None:
 def agent(tmp_path: Path) -> Iterator[Agent]:
     with local_agent(tmp_path / "run", tmp_path) as agent:
         yield agent
+
+
+@pytest.mark.parametrize("name", ["ram-hugetlb", "ram-ext4"])
+def test_what_takes_from_a_machine_is_for_machines_of_our_own(agent: Agent, name: str) -> None:
+    with pytest.raises(MissingCapabilityError, match=r"emulated-host: .*use --host emulated"):
+        BACKINGS[name].start(agent, "/x", Python(("python3",), {}))
 
 
 def test_pages_are_found_by_what_they_hold(agent: Agent) -> None:
