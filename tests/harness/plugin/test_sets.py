@@ -128,5 +128,5 @@ def test_a_word_that_means_nothing_is_told(tmp_path: Path, old: str, new: str, w
 
 
 def test_a_set_that_is_unknown_is_told_what_there_is(matrix: sets.Matrix) -> None:
-    with pytest.raises(UsageError, match="no set 'ful'; known are dax, quick, ab, page, nightly"):
+    with pytest.raises(UsageError, match="no set 'ful'; known are dax, quick, ab, core, page, "):
         matrix.scenarios("ful")
