@@ -43,25 +43,22 @@ Row = tuple[str, str]  # backing, and fault with the kind of guest; "" for the b
 def draw(runs: Sequence[Run], path: Path) -> None:
     """Write the SVG; the same data gives the same file. Raises :class:`SetupError`."""
     plt = _pyplot()
-    rows = rows_of(runs)
     columns = [access.name for access in ACCESSES]
-    deep, abreast = -(-len(runs) // ABREAST), min(len(runs), ABREAST)
+    lines = [runs[begin : begin + ABREAST] for begin in range(0, len(runs), ABREAST)]
+    heights = [max(len(rows_of([run])) for run in line) * SQUARE + 1.5 for line in lines]
+    abreast = len(lines[0])
     figure, panels = plt.subplots(
-        deep,
+        len(lines),
         abreast,
-        sharey=True,
         squeeze=False,
-        figsize=(
-            2.0 + abreast * (len(columns) + 1.0) * SQUARE,
-            deep * (1.5 + len(rows) * SQUARE) + 0.8,
-        ),
+        figsize=(abreast * (len(columns) + 6.0) * SQUARE, sum(heights) + 0.8),
+        height_ratios=heights,
         layout="constrained",
     )
     for axes in panels.flat[len(runs) :]:
         axes.set_axis_off()
     for axes, run in zip(panels.flat, runs, strict=False):
-        _panel(axes, run, rows, columns)
-    _name_rows(panels[:, 0], rows)
+        _panel(axes, run, columns)
     _legend(figure, {each.verdict for run in runs for each in run.results.values()})
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
@@ -83,21 +80,21 @@ def _row(cell: Scenario) -> Row:
     return cell.backing, cell.fault if kind == "apf" else f"{cell.fault}, {kind}"
 
 
-def _name_rows(panels: Sequence[Any], rows: Sequence[Row]) -> None:
-    for axes in panels:
-        words = [fault or backing for backing, fault in rows]
-        axes.set_yticks(range(len(rows)), words, fontsize=7)
-        for label, (_, fault) in zip(axes.get_yticklabels(), rows, strict=True):
-            label.set_fontweight("normal" if fault else "bold")
+def _name_rows(axes: Any, rows: Sequence[Row]) -> None:
+    axes.set_yticks(range(len(rows)), [fault or backing for backing, fault in rows], fontsize=7)
+    for label, (_, fault) in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set_fontweight("normal" if fault else "bold")
 
 
-def _panel(axes: Any, run: Run, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """One kernel."""
+def _panel(axes: Any, run: Run, columns: Sequence[str]) -> None:
+    """One kernel, with the rows that were measured on it."""
+    rows = rows_of([run])
+    _name_rows(axes, rows)
     axes.set_title(run.kernel, fontsize=9)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
-    axes.set_aspect("equal")
+    axes.set_aspect("equal", anchor="N")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for result in run.results.values():
