@@ -119,7 +119,8 @@ def _recoveries(both: Sequence[Pair]) -> Iterator[str]:
     )
     for (backing, fault, recovery), count in groups.items():
         how = "is lost" if recovery == RecoveryKind.LOST else "needs QMP cont"
-        yield f"recovery {how}: {backing}, {fault} ({_about(fault)}), {count} cells"
+        cells = "1 cell" if count == 1 else f"{count} cells"
+        yield f"recovery {how}: {backing}, {fault} ({_about(fault)}), {cells}"
     better = sum(pair.recovery < 0 for pair in both)
     if better:
         yield f"recovery is better in {better} cells"
