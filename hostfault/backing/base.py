@@ -51,6 +51,7 @@ class Python:
     argv: tuple[str, ...]  # start of its command line
     env: Mapping[str, str]  # its whole environment
     user: int | None = None  # whom it should become (and the group); None: nobody else
+    on_tcg: bool = False  # on a host whose CPU TCG emulates
 
 
 @dataclass(frozen=True)

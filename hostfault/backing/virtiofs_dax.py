@@ -73,6 +73,10 @@ class VirtiofsDax:
         """Start the daemon on the host; it listens before this returns.
 
         The share is a tmpfs of its own where the agent may mount one: a guest can fill that.
+
+        On a host that TCG emulates the daemon polls, and no guest notifies it: that is a store to
+        memory of the device, which ends guests there (see :func:`hostfault.guest.boot.command`),
+        and QEMU refuses the device an I/O port for it, as its DAX window has that BAR.
         """
         agent.make_directory(SHARED)
         own = agent.mount(SHARED, SHARE_SIZE)
@@ -83,6 +87,8 @@ class VirtiofsDax:
             *("--window", str(WINDOW), "--tag", TAG),
             *("--keep-free", "0" if own else str(KEEP_FREE)),
         ]
+        if python.on_tcg:
+            argv.append("--poll")
         if python.user is not None:
             agent.give(SHARED, python.user)
             argv += ["--user", f"{python.user}:{python.user}"]

@@ -11,6 +11,7 @@ vhost_user     vhost-user messages and the sockets that carry them
 memory         the guest's memory, mapped and bounds-checked
 virtqueue      split virtqueues
 device         the vhost-user device: features, memory, rings, the loop
+pace           how soon to look into the rings, where the driver does not notify
 window         which part of which file is mapped where in the DAX window
 fuse           FUSE messages
 share          what every operation works on: nodes, handles, window

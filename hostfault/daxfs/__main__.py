@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         abi = confine.stay_in(share)
         rights = {"uid": os.geteuid(), "landlock": abi}
         # By its descriptor: the path may lead through what this user may no longer search.
-        settings = Settings(Path(f"/proc/self/fd/{share}"), options.window, options.tag, *limits)
+        directory = Path(f"/proc/self/fd/{share}")
+        settings = Settings(directory, options.window, options.tag, *limits, options.poll)
         log.event("listening", shared=str(options.shared), window=options.window, **rights)
         connection, _ = listener.accept()
         listener.close()
@@ -82,6 +83,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="BYTES",
         help="of the host's file system, which the guest can't fill (a sixteenth of it at most; "
         "default 0: it can fill it)",
+    )
+    parser.add_argument(
+        "--poll",
+        action="store_true",
+        help="look for requests every few milliseconds, and tell the guest not to notify",
     )
     parser.add_argument(
         "--user",

@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hostfault.daxfs.eventlog import EventLog
 from hostfault.daxfs.fuse import InHeader
 from hostfault.daxfs.memory import MAX_REGIONS, GuestMemory, NotBackedError, OutsideMemoryError
 from hostfault.daxfs.nodes import Handles, Nodes
+from hostfault.daxfs.pace import Pace
 from hostfault.daxfs.session import Session, fault
 from hostfault.daxfs.share import Share
 from hostfault.daxfs.vhost_user import BackendRequest, Message, PeerError, Request
@@ -49,6 +51,7 @@ class Settings:
     max_nodes: int
     max_handles: int
     keep_free: int = 0  # bytes of the host's file system that a guest can't fill
+    polls: bool = False  # look for requests ourselves, so that the driver need not notify
 
 
 class Device:
@@ -65,6 +68,7 @@ class Device:
         self._kicked: set[Virtqueue] = set()
         self._ended = False
         self._polled: set[int] = set()  # the kick descriptors that _poll knows
+        self._pace = Pace()  # of looking into the rings, where we poll
         self._poll = _poll(self._main.fileno())
         window = Window(settings.window, self._ask, log)
         nodes = Nodes(settings.shared, settings.max_nodes)
@@ -78,6 +82,8 @@ class Device:
         """Serve until the front-end hangs up. Raises :class:`PeerError`."""
         while not self._ended:
             self._wait(block=not self._kicked)
+            if self._settings.polls:
+                self._kicked |= {queue for queue in self._queues if queue.running}
             for queue in list(self._kicked):
                 self._serve_queue(queue)
 
@@ -87,7 +93,8 @@ class Device:
         if kicks.keys() != self._polled:
             self._polled = set(kicks)
             self._poll = _poll(self._main.fileno(), *kicks)
-        ready = dict(self._poll.poll(None if block else 0))
+        patience = self._pace.wait() if self._settings.polls and kicks else None
+        ready = dict(self._poll.poll(patience if block else 0))
         for fd in ready.keys() & kicks.keys():
             self._take_kick(kicks[fd], ready[fd])
         if self._main.fileno() in ready:
@@ -113,6 +120,7 @@ class Device:
         try:
             if queue.running and self._serve_one(queue):
                 self._kicked.add(queue)  # there may be more
+                self._pace.hurry()
         except (RingError, OutsideMemoryError, NotBackedError) as error:
             self._log.refused(str(error), queue=queue.index)
             queue.fail()
@@ -361,6 +369,9 @@ class Device:
         """Requests may wait in a ring since before it was started."""
         if queue.running:
             self._kicked.add(queue)
+            if self._settings.polls:
+                with suppress(OutsideMemoryError):  # which is told when it is served
+                    queue.spare_kicks(self._memory)
             self._log.event("ring-started", queue=queue.index)
 
 

@@ -1,8 +1,9 @@
 """Split virtqueues, seen from the device.
 
 Source: VIRTIO 1.2, section 2.7 (layout 2.7, descriptors 2.7.5, indirect ones 2.7.5.3, available
-ring 2.7.6, used ring 2.7.8). Neither side suppresses notifications: without VIRTIO_F_EVENT_IDX
-"don't notify" is only a hint, and heeding it needs a memory barrier that Python does not have.
+ring 2.7.6, used ring 2.7.8). We notify the driver always: without VIRTIO_F_EVENT_IDX "don't
+notify" is only a hint, and heeding it needs a memory barrier that Python does not have. We may
+give that hint to the driver, once and for all, and look into the ring ourselves.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _NEXT, _WRITE, _INDIRECT = 1, 2, 4
 _AVAILABLE_RING = 4  # bytes before the first entry: flags, index
 _USED_RING = 4
 _USED_ENTRY = 8
+_NO_NOTIFY = 1  # VRING_USED_F_NO_NOTIFY, in the flags of the used ring
 
 
 class RingError(Exception):
@@ -150,6 +152,11 @@ class Virtqueue:
         used[at : at + _USED_ENTRY].cast("I")[:] = memoryview(_pair(chain.head, written)).cast("I")
         indices[1] = (indices[1] + 1) & 0xFFFF  # x86 keeps the order of stores
         self.next = (self.next + 1) & 0xFFFF
+
+    def spare_kicks(self, memory: GuestMemory) -> None:
+        """Tell the driver that it need not notify us. Raises OutsideMemoryError."""
+        assert self.address is not None
+        memory.user_view(self.address.used, _USED_RING).cast("H")[0] = _NO_NOTIFY
 
     def notify(self) -> None:
         """Tell the driver that something was used."""

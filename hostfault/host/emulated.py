@@ -126,6 +126,7 @@ class Configuration:
         self._guest_command = _guest_command(scenario, self._backing, host.added)
         self._policy = host.added.policy
         self._environment = self._policy.environment(ENVIRONMENT, DIRECTORY)
+        self._on_tcg = self._spec.accelerator == "tcg"  # in the key, as a part of its command
 
     def fork_or_boot_anew(self, stack: ExitStack, folder: Path) -> Testbed:
         """A fork of the snapshot; one that does not load is thrown away and made anew."""
@@ -158,7 +159,7 @@ class Configuration:
         anywhere = Sockets.below(Path("/"))
         return key_of(
             {
-                "layout": "4",  # of an entry, and of what is in a snapshot besides its inputs
+                "layout": "5",  # of an entry, and of what is in a snapshot besides its inputs
                 "kernel": self._spec.kernel.image,
                 "initramfs": self._spec.initramfs,
                 "disk": self._spec.image.key,
@@ -194,7 +195,8 @@ class Configuration:
             agent = _call_agent(machine, patience=60.0)
             watch.lap("host boot")
             stack.enter_context(self._logs_kept_if_it_fails(agent, failed))
-            self._backing.start(agent, DIRECTORY, PYTHON)
+            python = dataclasses.replace(PYTHON, on_tcg=self._on_tcg)
+            self._backing.start(agent, DIRECTORY, python)
             recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
             qmp = Sockets.below(directory).guest_qmp
             launch = GuestLaunch(self._guest_command, self._environment, qmp)
@@ -246,9 +248,7 @@ class Configuration:
             probe=CarriedStream(agent, notes.probe, ready=True),
             log_in_to_guest=lambda d: connect("guest", sockets.guest_ssh, self._identity, d),
             log_in_to_host=lambda d: connect("host", sockets.host_ssh, self._identity, d),
-            host=EmulatedLife(
-                machine, sockets, self._identity, on_tcg=self._spec.accelerator == "tcg"
-            ),
+            host=EmulatedLife(machine, sockets, self._identity, on_tcg=self._on_tcg),
             policy=self._policy,
             watch=watch,
             cached=not fresh,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from hostfault.backing.base import Python
 from hostfault.backing.virtiofs_dax import DEVICE, VirtiofsDax, find_frame
 from hostfault.case.model import Qemu
 from hostfault.plumbing.errors import MissingCapabilityError
@@ -93,3 +94,26 @@ def test_a_qemu_built_without_the_device_is_a_missing_capability(tmp_path: Path)
     other = qemu(tmp_path / "qemu", "11.1.3", "vhost-user-fs-pci")
     with pytest.raises(MissingCapabilityError, match="built without vhost-user-test-device-pci"):
         VirtiofsDax().require(other, {})
+
+
+class Spawned:
+    """An agent that notes with which command line the daemon is started."""
+
+    argv: tuple[str, ...] = ()
+
+    def make_directory(self, name: str) -> None:
+        """There is none."""
+
+    def mount(self, name: str, size: int) -> bool:
+        return True
+
+    def spawn(self, name: str, argv: list[str], env: object, listen: str) -> None:
+        self.argv = tuple(argv)
+
+
+@pytest.mark.parametrize("on_tcg", [True, False])
+def test_the_daemon_polls_where_the_cpu_is_emulated_and_nowhere_else(*, on_tcg: bool) -> None:
+    agent = Spawned()
+    python = Python(("python3",), {}, on_tcg=on_tcg)
+    VirtiofsDax().start(cast("Any", agent), "/run", python)
+    assert ("--poll" in agent.argv) is on_tcg

@@ -64,18 +64,23 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
     cache.close()
 
 
-def machine_spec(tmp_path: Path) -> MachineSpec:
+def machine_spec(tmp_path: Path, accelerator: str = "tcg") -> MachineSpec:
     for name in ("bzImage", "initramfs"):
         (tmp_path / name).write_text(name)
     kernel = Kernel("7.3.4", "7.3.4+deb13", tmp_path / "bzImage", tmp_path, packaged=True)
     image = HostImage("key", tmp_path / "disk", tmp_path / "root")
-    return MachineSpec(
-        Qemu("image", "11.1.3", ("qemu",)), image, kernel, tmp_path / "initramfs", "tcg"
-    )
+    qemu = Qemu("image", "11.1.3", ("qemu",))
+    return MachineSpec(qemu, image, kernel, tmp_path / "initramfs", accelerator)
 
 
-def fork(script: Script, cache: Cache, tmp_path: Path, added: Added | None = None) -> Testbed:
-    spec = machine_spec(tmp_path)
+def fork(
+    script: Script,
+    cache: Cache,
+    tmp_path: Path,
+    added: Added | None = None,
+    accelerator: str = "tcg",
+) -> Testbed:
+    spec = machine_spec(tmp_path, accelerator)
     host = EmulatedHost(lambda _: spec, cast("Any", None), cache, added or Added())
     configuration = Scripted(host, SCENARIO)
     configuration.script = script
@@ -162,3 +167,11 @@ def test_an_option_that_a_person_adds_makes_another_snapshot(cache: Cache, tmp_p
     for added in (Added(), *more, Added()):
         fork(script, cache, tmp_path, added)
     assert (script.booted, script.loaded) == (5, 6)
+
+
+def test_a_host_that_kvm_runs_has_a_snapshot_of_its_own(cache: Cache, tmp_path: Path) -> None:
+    """In it the back-end is notified; where TCG runs the host it polls."""
+    script = Script()
+    for accelerator in ("tcg", "kvm", "tcg", "kvm"):
+        fork(script, cache, tmp_path, accelerator=accelerator)
+    assert (script.booted, script.loaded) == (2, 4)
