@@ -4,6 +4,7 @@ Cold starts from an empty cache of its own (the network is used), warm from what
 With ``--step`` instead: what a step of a bisection takes, from source to verdict. The steps share
 one cache that is empty at first, so the first one also pays for the build root and its base.
 ``whole:tree:PATH`` builds the whole kernel where KVM alone would do, to compare the two ways.
+With ``--boots`` instead: how many boots of each catalogued kernel fail as emulated host, and why.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ import argparse
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hostfault.case.model import Scenario
 from hostfault.case.settings import Settings
-from hostfault.kernel import resolve
+from hostfault.kernel import catalog, resolve
 from hostfault.kernel.build import read_tree
 from hostfault.kernel.buildroot import build_root, suite_for
 from hostfault.kernel.whole import whole_kernel
 from hostfault.plumbing.cache import Cache
-from hostfault.plumbing.deadline import now
+from hostfault.plumbing.deadline import now, wall_clock
 from hostfault.plumbing.errors import HostfaultError
 from hostfault.plumbing.progress import heard_by
+from hostfault.plumbing.project import PROJECT
+from hostfault.run.boots import boots, boots_table
 from hostfault.run.lab import Lab
 
 SCENARIO = Scenario("virtiofs-dax", "zero", "load", async_pf=True)
@@ -133,8 +137,21 @@ def bench_steps(kernels: Sequence[str]) -> int:
     return 0
 
 
-def main() -> int:
-    """Measure and print; returns the exit code."""
+def bench_boots(kernels: Sequence[str], count: int) -> int:
+    """Boot each kernel so often and print the table; returns the exit code: 1 if a boot failed."""
+    moment = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(wall_clock()))
+    folder = PROJECT / ".hostfault" / "boots" / moment
+    try:
+        found = boots(kernels or list(catalog.load()), count, folder, _say)
+    except HostfaultError as error:
+        print(f"ci/bench: {error}", file=sys.stderr)
+        return 3
+    print(boots_table(found))
+    print(f"logs: {folder}")
+    return int(any(boot.why for boot in found))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ci/bench", description=main.__doc__)
     parser.add_argument("--cold", type=int, default=1, metavar="N", help="cold runs (default 1)")
     parser.add_argument("--warm", type=int, default=5, metavar="N", help="warm runs (default 5)")
@@ -147,7 +164,29 @@ def main() -> int:
         f"{WHOLE}PATH builds the whole kernel of a tree, whatever differs",
     )
     parser.add_argument("--host", default="auto", choices=("auto", "local", "emulated"))
-    options = parser.parse_args()
+    parser.add_argument(
+        "--boots",
+        type=int,
+        default=0,
+        metavar="N",
+        help="boot every catalogued kernel N times as emulated host instead, with a guest in it; "
+        "exit code 1 if a boot failed",
+    )
+    parser.add_argument(
+        "--host-kernel",
+        action="append",
+        default=[],
+        metavar="KERNEL",
+        help="with --boots: this kernel alone; may be repeated",
+    )
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure and print; returns the exit code."""
+    options = _parser().parse_args(words)
+    if options.boots > 0:
+        return bench_boots(options.host_kernel, options.boots)
     if options.step:
         return bench_steps(options.step)
     settings = Settings(host=options.host)

@@ -105,6 +105,13 @@ class EmulatedHost:
             configuration = Configuration(self, scenario)
             yield configuration.fork_or_boot_anew(stack, folder)
 
+    def boot_alone(self, scenario: Scenario, folder: Path) -> None:
+        """Boot this scenario's configuration once, and save it; nothing of that is kept.
+
+        Raises :class:`~hostfault.plumbing.errors.HostfaultError` if that fails, with no other try.
+        """
+        Configuration(self, scenario).boot_alone(folder)
+
 
 @dataclass(frozen=True)
 class Notes:
@@ -182,6 +189,15 @@ class Configuration:
                 log.info("the guest in the emulated host did not come up, trying again (%s)", error)
             else:
                 return
+
+    def boot_alone(self, folder: Path) -> None:
+        """Boot and save once, whatever comes of it; ``folder`` keeps the logs."""
+        entry = folder / "snapshot"
+        entry.mkdir(parents=True)
+        try:
+            self._boot_once(entry, folder, folder / "boot")
+        finally:
+            shutil.rmtree(entry)
 
     def _boot_once(self, entry: Path, folder: Path, failed: Path) -> None:
         watch = Stopwatch()
