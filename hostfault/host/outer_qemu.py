@@ -13,6 +13,7 @@ from subprocess import Popen
 from hostfault.case.folder import HOST_QEMU_LOG, HOST_QMP, HOST_SERIAL
 from hostfault.case.model import Ended, HostImage, Kernel, Qemu
 from hostfault.host.qemu import environment_of
+from hostfault.host.scheduling import Scheduling
 from hostfault.plumbing.deadline import Deadline, poll
 from hostfault.plumbing.errors import DeadlineError, HostfaultError, LaunchError, SetupError
 from hostfault.plumbing.process import spawn, tail
@@ -26,6 +27,7 @@ GUEST_SSH_PORT = 10022  # in the host: forwarded to port 22 of the guest
 AGENT_PORT = "org.hostfault.agent"  # name of the virtio-serial port; images/host/second-init
 READY = "HOSTFAULT-HOST READY"
 REFUSAL = "HOSTFAULT-ERROR"  # in the lines in which its init says why it ends (images/host/init)
+LOCKUP = "soft lockup"  # in what Linux's watchdog says; the hard one's needs a PMU
 SERIAL_TAIL = 20000  # bytes: a panic with its backtraces
 
 # Nested TCG breaks XSAVE in the guest, so nothing of xsave and avx may be on.
@@ -131,6 +133,7 @@ class Machine:
         self.agent = agent  # the stream to the agent in the machine
         self._serial = serial
         self._log = log
+        self._scheduling = Scheduling(child.pid)
 
     def boot(self, deadline: Deadline) -> None:
         """Let it run until its init says that it is ready.
@@ -171,8 +174,10 @@ class Machine:
     def ended(self) -> Ended | None:
         """How its kernel came to an end; None while it lives.
 
-        Raises :class:`LaunchError` if QEMU itself came to one: that says nothing of the kernel.
+        Raises :class:`LaunchError` if QEMU itself came to one: that says nothing of the kernel; nor
+        does a lockup that its watchdog reports while QEMU was not let run.
         """
+        self._scheduling.look()
         code = self._child.poll()
         if code is not None:
             words = self._serial.text() + tail(self._log)
@@ -181,8 +186,19 @@ class Machine:
             raise LaunchError("the emulated host's QEMU", _argv(self._child), code, words)
         names = {event.name for event in self.recorder.events()}
         if "GUEST_PANICKED" in names:
-            return Ended(None, None, self._serial.text())
+            words = self._serial.text()
+            if LOCKUP in words:
+                self._check_it_was_let_run("its watchdog reported a lockup")
+            return Ended(None, None, words)
         return None
+
+    def _check_it_was_let_run(self, silence: str) -> None:
+        """Raise :class:`HostfaultError` with the reason if QEMU did not get to run."""
+        if trouble := self._scheduling.trouble():
+            raise HostfaultError(
+                f"{silence}, which says nothing of the host's kernel, as its QEMU did not get to "
+                f"run: {trouble}"
+            )
 
     def _guest_shut_down(self) -> bool:
         """Whether QEMU said that it ends because the machine reset itself or switched itself off.
@@ -199,8 +215,10 @@ class Machine:
         """What to record for a host that runs and does not answer.
 
         Raises :class:`LaunchError` if it was QEMU that came to an end: a process that is killed
-        closes its sockets some time before it can be seen to have ended.
+        closes its sockets some time before it can be seen to have ended. Raises
+        :class:`HostfaultError` if QEMU did not get to run: that is this machine's doing.
         """
+        self._check_it_was_let_run(f"the emulated host does not answer ({words})")
         try:
             registers = self.recorder.monitor("info registers -a")
         except HostfaultError as error:

@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from hostfault.case.model import Event
-from hostfault.host.outer_qemu import READY, Machine, Serial
+from hostfault.host import outer_qemu
+from hostfault.host.outer_qemu import LOCKUP, READY, Machine, Serial
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import (
     ConnectionLostError,
@@ -25,6 +26,7 @@ class PretendedQemu:
     """A process, and its QMP."""
 
     args = ("qemu", "-x")
+    pid = 0  # there is none
 
     def __init__(self, code: int | None = None, *events: Event) -> None:
         self.code = code
@@ -147,3 +149,54 @@ def test_a_killed_qemu_that_is_not_gone_yet_is_no_hung_host(log: Path) -> None:
 def test_a_machine_that_dies_while_it_is_set_up_is_trouble(log: Path) -> None:
     with pytest.raises(HostfaultError, match="died while it was set up"):
         machine(log, PretendedQemu(None, PANIC)).check_alive()
+
+
+class NotLetRun:
+    """What is known of a QEMU that another process kept from running."""
+
+    def __init__(self, _pid: int) -> None:
+        """Whichever it is."""
+
+    def look(self) -> None:
+        """Nothing changes."""
+
+    def trouble(self) -> str:
+        return "it was stopped"
+
+
+class RunningQemu(PretendedQemu):
+    """Answers over QMP."""
+
+    def monitor(self, _command: str) -> str:
+        return "CPU#0"
+
+
+def test_a_host_that_is_silent_while_its_qemu_runs_is_hung(log: Path) -> None:
+    assert machine(log, RunningQemu()).hung("no answer").words.endswith("no answer")
+
+
+def test_row_12_the_silence_of_a_qemu_that_was_not_let_run_is_no_hung_host(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outer_qemu, "Scheduling", NotLetRun)
+    with pytest.raises(HostfaultError, match="it was stopped"):
+        machine(log, RunningQemu()).hung("no answer")
+
+
+def test_row_12_a_lockup_while_qemu_was_not_let_run_is_no_dead_host(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = f"watchdog: BUG: {LOCKUP} - CPU#0 stuck for 30s!\n"
+    assert machine(log, PretendedQemu(None, PANIC), words).ended() is not None
+    monkeypatch.setattr(outer_qemu, "Scheduling", NotLetRun)
+    with pytest.raises(HostfaultError, match="it was stopped"):
+        machine(log, PretendedQemu(None, PANIC), words).ended()
+
+
+def test_a_panic_of_another_cause_is_one_however_little_qemu_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "serial").write_text("")
+    monkeypatch.setattr(outer_qemu, "Scheduling", NotLetRun)
+    oops = machine(tmp_path / "serial", PretendedQemu(None, PANIC), "Oops: 0002\n")
+    assert oops.ended() is not None
