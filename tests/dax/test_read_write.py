@@ -6,7 +6,7 @@ from hostfault.plugin.cases import Case, each_case
 SYSTEM_CALLS = ("read", "write")
 
 
-@each_case("virtiofs-dax", faults=("none",), accesses=SYSTEM_CALLS, async_pf=(True,))
+@each_case("virtiofs-dax", faults=("none",), accesses=SYSTEM_CALLS)
 def test_control(case: Case) -> None:
     case.must_be(VerdictKind.OK)
 

@@ -6,7 +6,7 @@ from hostfault.plugin.cases import Case, each_case
 ACCESSES = ("load", "store", "read", "write")
 
 
-@each_case("ram", faults=("none",), accesses=ACCESSES, async_pf=(True,))
+@each_case("ram", faults=("none",), accesses=ACCESSES)
 def test_control(case: Case) -> None:
     case.must_be(VerdictKind.OK)
 

@@ -153,14 +153,14 @@ def test_a_kernel_that_is_not_packaged_has_no_known_issue(
 def test_a_control_case_wants_one_verdict_exactly(suite: pytest.Pytester) -> None:
     lab_that(suite, verdict="'ok'")
     result = suite.runpytest("-k", "test_control and load")
-    result.assert_outcomes(passed=1, failed=1)
+    result.assert_outcomes(passed=2, failed=2)
     result.stdout.fnmatch_lines(["expected task-error, got OK: *"])
 
 
 def test_a_control_case_wants_its_signal(suite: pytest.Pytester) -> None:
     lab_that(suite, verdict="'task-error'")  # but its observation has no signal in it
     result = suite.runpytest("-k", "guest-load")
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["expected signal 7, got TASK-ERROR: *"])
 
 
@@ -351,13 +351,13 @@ def test_tests_of_one_machine_run_one_after_the_other(suite: pytest.Pytester) ->
         if "::" in line
     ]
     assert kinds == sorted(kinds)
-    assert len(kinds) == 18
+    assert len(kinds) == 24
 
 
 def test_a_case_is_picked_by_its_name_and_picks_no_other(suite: pytest.Pytester) -> None:
     result = suite.runpytest("--collect-only", "-q", *ONE)
     result.stdout.fnmatch_lines(["test_truncate.py::test_truncate[[]virtiofs-dax-zero-load-apf]"])
-    result.stdout.fnmatch_lines(["1/18 tests collected*"])
+    result.stdout.fnmatch_lines(["1/24 tests collected*"])
 
 
 # --- ends that nobody planned ---
