@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ from hostfault.case.model import Scenario, Verdict, VerdictKind
 from hostfault.case.settings import Settings
 from hostfault.case.verdict import final_verdict
 from hostfault.guest import boot as guest_machine
+from hostfault.host.emulated import EmulatedLife
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
@@ -75,4 +77,16 @@ def test_a_back_end_that_ends_is_trouble_and_no_verdict(lab: Lab, tmp_path: Path
         testbed.agent.kill("daxfs", signal.SIGSEGV)
 
     with pytest.raises(HostfaultError, match=r"the back-end ended \(SIGSEGV\)"):
+        verdict_after(lab, tmp_path, wreck)
+
+
+@pytest.mark.nightly
+def test_row_12_an_outer_qemu_that_is_stopped_is_trouble_and_no_verdict(
+    lab: Lab, tmp_path: Path
+) -> None:
+    def wreck(testbed: Testbed) -> None:
+        assert isinstance(testbed.host, EmulatedLife)
+        os.kill(testbed.host.machine._child.pid, signal.SIGSTOP)
+
+    with pytest.raises(HostfaultError, match="did not get to run: it was stopped"):
         verdict_after(lab, tmp_path, wreck)
