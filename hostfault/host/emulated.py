@@ -221,7 +221,10 @@ class Configuration:
             watch.lap("guest boot")
             guest = CarriedShell(agent, GUEST_CLIENT)
             log.info("waiting for SSH of the guest")
-            guest.log_in(Deadline(60.0, "SSH of the guest"))
+            guest.log_in(
+                Deadline(60.0, "SSH of the guest"),
+                lambda: boot.check_alive(agent, self._guest_command),
+            )
             watch.lap("guest ssh")
             mount_backing(agent, self._backing, guest)
             waiting = guest.open(probe.COMMAND, Deadline(20.0, "the probe to start"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hostfault.plumbing.deadline import Deadline, now
@@ -45,19 +45,26 @@ class CarriedShell:
         """The connections that no command has taken yet, for a shell of the same guest later."""
         return tuple(self._spares)
 
-    def log_in(self, deadline: Deadline) -> None:
+    def log_in(self, deadline: Deadline, alive: Callable[[], None] = lambda: None) -> None:
         """Make spare connections until there are enough of them.
 
-        Raises :class:`~hostfault.plumbing.errors.DeadlineError`.
+        Raises :class:`~hostfault.plumbing.errors.DeadlineError`, and whatever ``alive`` raises,
+        which is asked whenever a connection fails.
         """
         streams = [self._connect() for _ in range(SPARES - len(self._spares))]
         for stream in streams:
-            self._spares.append(self._logged_in(stream, deadline).name)
+            self._spares.append(self._logged_in(stream, deadline, alive).name)
 
-    def _logged_in(self, stream: CarriedStream, deadline: Deadline) -> CarriedStream:
+    def _logged_in(
+        self,
+        stream: CarriedStream,
+        deadline: Deadline,
+        alive: Callable[[], None] = lambda: None,
+    ) -> CarriedStream:
         """A connection that is ready; one that fails, as the guest is not yet, is made anew."""
         while not stream.ready:
             if not stream.wait_ready(deadline):
+                alive()
                 deadline.saw(stream.said)
                 deadline.check()
                 stream = self._connect()

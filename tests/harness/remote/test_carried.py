@@ -10,7 +10,12 @@ import pytest
 
 from hostfault.host.local import local_agent
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import ConnectionLostError, DeadlineError, HostfaultError
+from hostfault.plumbing.errors import (
+    ConnectionLostError,
+    DeadlineError,
+    HostfaultError,
+    LaunchError,
+)
 from hostfault.remote.agent import Agent
 from hostfault.remote.carried import SPARES, CarriedShell, Client
 from hostfault.remote.channel import Channel
@@ -66,6 +71,16 @@ def test_a_client_that_gets_no_answer_is_tried_again_until_the_deadline(agent: A
     nobody = shell(agent, "sh", "-c", "echo connection refused")
     with pytest.raises(DeadlineError, match=r"SSH of nobody; last saw: .*refused"):
         nobody.log_in(Deadline(0.5, "SSH of nobody"))
+
+
+def test_a_guest_that_is_gone_is_not_waited_for(agent: Agent) -> None:
+    def gone() -> None:
+        raise LaunchError("the guest's QEMU", ["qemu"], 0, "")
+
+    deadline = Deadline(30.0, "SSH of nobody")
+    with pytest.raises(LaunchError):
+        shell(agent, "sh", "-c", "echo connection refused").log_in(deadline, gone)
+    assert deadline.elapsed() < 15.0
 
 
 def test_a_connection_that_breaks_is_lost_and_no_answer(agent: Agent) -> None:
