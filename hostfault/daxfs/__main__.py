@@ -87,7 +87,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--poll",
         action="store_true",
-        help="look for requests every few milliseconds, and tell the guest not to notify",
+        help="look for requests every 1 to 20 milliseconds, and tell the guest not to notify",
     )
     parser.add_argument(
         "--user",

@@ -21,7 +21,7 @@ from daxfs_frontend import (
 )
 from daxfs_guest import ROOT, Guest
 
-from hostfault.daxfs.pace import LATE, SOON, Pace
+from hostfault.daxfs.pace import IDLE, LATE, PATIENCE, SOON, Pace
 from hostfault.plumbing.deadline import Deadline, now, poll
 
 GETATTR = struct.pack("<IIQ", 0, 0, 0)
@@ -138,10 +138,9 @@ def _silent_for(guest: Guest, seconds: float) -> None:
 
 def test_it_looks_at_once_after_a_request_and_seldom_after_long() -> None:
     pace = Pace()
-    waits = [pace.wait() for _ in range(10)]
-    assert waits[0] == SOON
+    waits = [pace.wait() for _ in range(PATIENCE + 10)]
     assert waits == sorted(waits)
-    assert waits[-1] == LATE
+    assert (waits[0], waits[PATIENCE - 1], waits[-1]) == (SOON, LATE, IDLE)
     pace.hurry()
     assert pace.wait() == SOON
 
