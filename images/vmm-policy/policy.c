@@ -8,8 +8,9 @@
  *
  * mce	the guest gets the machine check that QEMU injects for a page that the
  *	host has poisoned, and runs on.
- * stop	the vCPU is kept out of the guest, and tries again after a while. Who
- *	kicks it is answered at once.
+ * stop	the vCPU is kept out of the guest, and tries again after a while, which
+ *	is longer each time until the guest gets on. Who kicks it is answered at
+ *	once.
  *
  * Both act on one thing only: KVM_RUN that fails with EFAULT and
  * KVM_EXIT_MEMORY_FAULT (Documentation/virt/kvm/api.rst), for memory that is
@@ -108,7 +109,7 @@ struct vcpu {
 	struct kvm_run *run;
 	atomic_bool check_others;	/* a machine check elsewhere is for this one, too */
 	uint64_t held;			/* gpa that it is kept out for, or NOBODY */
-	uint64_t tries;			/* how often that failed */
+	uint64_t tries;			/* how often that failed in a row */
 	int64_t pause;			/* ns, the last one */
 	int64_t again;			/* when to try again, ns */
 	struct vcpu *next;
@@ -373,10 +374,15 @@ static int inject(struct vcpu *self, const struct memory_fault *fault)
 
 static int hold(struct vcpu *self, const struct memory_fault *fault)
 {
+	/*
+	 * The pause is the vCPU's and not the page's: the guest may run another
+	 * task between two tries, and a crowd on many pages would never wait long.
+	 */
+	if (self->held == NOBODY)
+		self->pause = FIRST_PAUSE / 2;
 	if (self->held != fault->gpa) {
 		self->held = fault->gpa;
 		self->tries = 0;
-		self->pause = FIRST_PAUSE / 2;
 	}
 	self->tries++;
 	if (!(self->tries & (self->tries - 1)))

@@ -6,6 +6,7 @@
  *   VENDOR       of the guest's CPU (default AuthenticAMD)
  *   MCG_CAP, MCG_STATUS, MCI_CTL, CR4    registers of the guest's, hexadecimal
  *   FLAGS, GPA   of struct kvm_run's memory_fault
+ *   PAGES        faults are of so many pages in turns, from GPA on (default 1)
  *   ERRNO        of KVM_RUN (default EFAULT), REASON of the exit (default 39)
  *   FAULTS       so often KVM_RUN fails; then it succeeds
  *   VCPUS        1 or 2
@@ -72,7 +73,9 @@ static long get_msr(struct kvm_msrs *msrs)
 static long run_guest(int which)
 {
 	struct { uint64_t flags, gpa, size; } fault = {
-		number("FLAGS", 0), number("GPA", 0x1000), 0x1000,
+		number("FLAGS", 0),
+		number("GPA", 0x1000) + 0x1000 * (faults % number("PAGES", 1)),
+		0x1000,
 	};
 
 	if (which || !faults)

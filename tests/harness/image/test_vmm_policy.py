@@ -156,6 +156,15 @@ def test_each_try_comes_after_a_longer_pause(machine: Machine) -> None:
     assert at[3] - at[2] >= 0.080 + 3 * 0.160
 
 
+def test_a_vcpu_that_meets_one_page_after_the_other_waits_as_long(machine: Machine) -> None:
+    machine.run("stop", FAULTS="8", PAGES="4")
+    lines = [json.loads(line) for line in machine.log.read_text().splitlines()]
+    held = [line for line in lines if line["did"] == "held"]
+    assert [line["tries"] for line in held] == [1] * 8
+    assert len({line["gpa"] for line in held}) == 4
+    assert held[-1]["at"] - held[0]["at"] >= 0.010 + 0.020 + 0.040 + 0.080 + 3 * 0.160
+
+
 def test_a_capability_is_enabled_where_the_kernel_has_it(machine: Machine) -> None:
     assert machine.run("mce", CAPABILITY="1")[0] == "enabled 252"
     machine.log.unlink()
