@@ -24,7 +24,7 @@ def other_users(number: int) -> list[int]:
     if os.geteuid() != 0 or not _capable():
         return []
     taken = {found.pw_uid for found in pwd.getpwall()} | set(_running())
-    free = [uid for uid in range(FIRST, LAST) if uid not in taken and _is_mapped(uid)]
+    free = sorted(_mapped() - taken)
     return random.sample(free, number) if len(free) >= number else []
 
 
@@ -45,12 +45,18 @@ def _running() -> Iterator[int]:
                 yield each.stat().st_uid
 
 
-def _is_mapped(uid: int) -> bool:
-    """Whether this user namespace knows a number, as user and as group (user_namespaces(7))."""
-    return all(
-        any(first <= uid < first + count for first, count in _ranges(Path(f"/proc/self/{name}")))
-        for name in ("uid_map", "gid_map")
-    )
+def _mapped() -> set[int]:
+    """The numbers that this user namespace knows, of ours, as user and as group.
+
+    (user_namespaces(7).) Each file is read once: 4,336 times two are more than 10 s for a host
+    whose CPU is emulated.
+    """
+    candidates = range(FIRST, LAST)
+    known = set(candidates)
+    for name in ("uid_map", "gid_map"):
+        ranges = list(_ranges(Path(f"/proc/self/{name}")))
+        known &= {n for n in candidates if any(begin <= n < begin + size for begin, size in ranges)}
+    return known
 
 
 def _ranges(path: Path) -> Iterator[tuple[int, int]]:
