@@ -119,7 +119,10 @@ def test_a_running_program_and_its_children_end_with_the_harness(
 ) -> None:
     # It reads first: input comes when all is set up, and a moment before that nobody watches.
     program = f"read -r word; {TIDY}"
+    # A job that a shell puts into the background ignores SIGINT, and hands that on.
     script = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from hostfault.plumbing.process import run\n"
         f"run(['sh', '-c', {program!r}], what='sh', input_text='go\\n')\n"
     )
