@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-async-pf", action="store_true", help="boot the guest with no-kvmapf")
     add("--vcpus", type=int, default=1, metavar="N", help="of the guest (default 1)")
     add("--local", action="store_true", help="the guest on this machine's own KVM")
-    for name in ("--qemu-option", "--guest-append", "--host-append"):
+    for name in ("--qemu-option", "--guest-append", "--host-append", "--kvm-option"):
         add(name, action="append", default=[], metavar="WORDS", help="as for ci/dax")
     return parser
 
@@ -71,6 +71,7 @@ def _in_testbed(options: argparse.Namespace, folder: Path) -> int:
         qemu_options=_words(options.qemu_option),
         guest_append=_words(options.guest_append),
         host_append=_words(options.host_append),
+        kvm_options=_words(options.kvm_option),
     )
     scenario = Scenario(options.backing, "none", "load", not options.no_async_pf, options.vcpus)
     with ExitStack() as stack:

@@ -31,6 +31,7 @@ class Settings:
     qemu_options: tuple[str, ...] = ()  # words added to the command line of the guest's QEMU
     guest_append: tuple[str, ...] = ()  # words added to the guest kernel's command line
     host_append: tuple[str, ...] = ()  # ... to that of an emulated host's kernel
+    kvm_options: tuple[str, ...] = ()  # parameters of its KVM, as "npt=0" or "kvm.tdp_mmu=0"
 
     def accepts(self, verdict: Verdict) -> bool:
         """Whether a test whose host cannot back the page passes with that verdict.

@@ -90,6 +90,8 @@ def choose(settings: Settings, machine: MachineFacts) -> Choice:
 def _what_needs_an_emulated_host(settings: Settings) -> str:
     if settings.host_kernel:
         return "--host-kernel"
+    if settings.kvm_options:
+        return "--kvm-option"
     return "--host-append" if settings.host_append else ""
 
 

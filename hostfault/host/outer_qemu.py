@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,13 @@ from hostfault.case.model import Ended, HostImage, Kernel, Qemu
 from hostfault.host.qemu import environment_of
 from hostfault.host.scheduling import Scheduling
 from hostfault.plumbing.deadline import Deadline, poll
-from hostfault.plumbing.errors import DeadlineError, HostfaultError, LaunchError, SetupError
+from hostfault.plumbing.errors import (
+    DeadlineError,
+    HostfaultError,
+    LaunchError,
+    SetupError,
+    UsageError,
+)
 from hostfault.plumbing.process import spawn, tail
 from hostfault.remote.qmp import Recorder
 
@@ -30,6 +37,8 @@ REFUSAL = "HOSTFAULT-ERROR"  # in the lines in which its init says why it ends (
 LOCKUP = "soft lockup"  # in what Linux's watchdog says; the hard one's needs a PMU
 SERIAL_TAIL = 20000  # bytes: a panic with its backtraces
 
+_KVM_OPTION = re.compile(r"((kvm|kvm_amd|kvm_intel)\.)?[a-z]\w*=[^\s\"']+", re.ASCII)
+
 # Nested TCG breaks XSAVE in the guest, so nothing of xsave and avx may be on.
 TCG_CPU = (
     "qemu64,+svm,+npt,+vgif,+nx,+lm,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+pclmulqdq,+aes,"
@@ -42,6 +51,20 @@ COMMAND_LINE = (
     "random.trust_cpu=on nokaslr quiet panic=0 oops=panic softlockup_panic=1 "
     "watchdog_thresh=10 hung_task_panic=0"
 )
+
+
+def module_parameters(options: Sequence[str], vendor: str) -> tuple[str, ...]:
+    """KVM's parameters as words of the kernel's command line, where the host's init finds them.
+
+    A name without a dot is one of ``vendor``, the module of the CPU's. Raises :class:`UsageError`
+    for what is no parameter of KVM's.
+    """
+    for option in options:
+        if not _KVM_OPTION.fullmatch(option):
+            raise UsageError(
+                f"--kvm-option {option}: give NAME=VALUE for {vendor}, or kvm.NAME=VALUE"
+            )
+    return tuple(each if "." in each else f"{vendor}.{each}" for each in options)
 
 
 @dataclass(frozen=True)

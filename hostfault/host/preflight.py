@@ -25,10 +25,8 @@ from hostfault.plumbing.short_directory import short_directory
 from hostfault.remote.qmp import Recorder
 
 DEVICE = Path("/dev/kvm")
-NESTED = (
-    Path("/sys/module/kvm_intel/parameters/nested"),
-    Path("/sys/module/kvm_amd/parameters/nested"),
-)
+NESTED_INTEL = Path("/sys/module/kvm_intel/parameters/nested")
+NESTED = (NESTED_INTEL, Path("/sys/module/kvm_amd/parameters/nested"))
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 LOG = 1 << 16  # bytes that hold the whole of QEMU's log: its command and one dump of registers
 PATIENCE = 60.0  # seconds for a guest to boot; real hardware takes two

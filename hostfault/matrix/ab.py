@@ -30,7 +30,7 @@ from hostfault.plumbing.project import PROJECT
 NOWHERE_WORSE, SOMEWHERE_WORSE, TROUBLE = 0, 1, 2
 ATTEMPTS = 2  # at a cell of which there is no verdict
 PATIENCE = 3600.0  # seconds for a kernel: built from nothing, and the cells
-NPT_OFF = ("--host-append", "kvm_amd.npt=0")
+NPT_OFF = ("--kvm-option", "npt=0")
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
         "--npt",
         choices=("on", "off", "both"),
         default="on",
-        help="nested paging in the host's kernel (default %(default)s; off: kvm_amd.npt=0)",
+        help="nested paging in the host's kernel (default %(default)s; off: --kvm-option npt=0)",
     )
     add("--artifacts", default=str(PROJECT / ".hostfault" / "ab"), metavar="DIR")
     add("pytest", nargs="*", metavar="-- OPTION", help=argparse.SUPPRESS)

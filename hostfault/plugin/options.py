@@ -77,6 +77,7 @@ def _add_words(group: pytest.OptionGroup) -> None:
         ("--qemu-option", "the command line of the guest's QEMU"),
         ("--guest-append", "the command line of the guest's kernel"),
         ("--host-append", "the command line of an emulated host's kernel"),
+        ("--kvm-option", "the parameters of an emulated host's KVM, as npt=0 or kvm.tdp_mmu=0"),
     ):
         group.addoption(
             option,
@@ -151,6 +152,7 @@ def from_config(config: pytest.Config) -> Settings:
         qemu_options=_words(config, "--qemu-option"),
         guest_append=_words(config, "--guest-append"),
         host_append=_words(config, "--host-append"),
+        kvm_options=_words(config, "--kvm-option"),
     )
 
 

@@ -31,8 +31,14 @@ from hostfault.guest.policy import VmmPolicy
 from hostfault.host.choice import Choice, MachineFacts, choose, forced
 from hostfault.host.emulated import PAYLOAD, EmulatedHost, payload
 from hostfault.host.local import LocalHost
-from hostfault.host.outer_qemu import MachineSpec
-from hostfault.host.preflight import cpu_facts, nesting_allowed, why_no_tracing, why_not
+from hostfault.host.outer_qemu import MachineSpec, module_parameters
+from hostfault.host.preflight import (
+    NESTED_INTEL,
+    cpu_facts,
+    nesting_allowed,
+    why_no_tracing,
+    why_not,
+)
 from hostfault.host.qemu import environment_of, find_qemu
 from hostfault.host.remote import Console, RemoteFiles, RemoteHost
 from hostfault.host.testbed import ATTEMPTS, Added, Host, Testbed, keep_logs
@@ -226,13 +232,17 @@ class Lab:
             self._cache, self._host_kernel, self._host_image, self._identity, load
         )
         accelerated = nesting_allowed() and not self._why_not_kvm
+        intel = accelerated and NESTED_INTEL.exists()  # TCG emulates an AMD machine
         return MachineSpec(
             qemu=self._qemu,
             image=self._host_image,
             kernel=self._host_kernel,
             initramfs=initramfs,
             accelerator="kvm" if accelerated else "tcg",
-            append=self._settings.host_append,
+            append=(
+                *self._settings.host_append,
+                *module_parameters(self._settings.kvm_options, "kvm_intel" if intel else "kvm_amd"),
+            ),
         )
 
     @cached_property

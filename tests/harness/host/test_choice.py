@@ -52,6 +52,11 @@ NO_TRACING = MachineFacts("", "only root may: use sudo for the local host")
             Choice("emulated", "--host-append boots in one"),
         ),
         (
+            Settings(kvm_options=("npt=0",)),
+            GOOD,
+            Choice("emulated", "--kvm-option boots in one"),
+        ),
+        (
             Settings(host="ssh://lab"),
             NO_KVM,  # which is of this machine, and nobody asks
             Choice("ssh", "asked for with --host ssh://lab"),
@@ -86,6 +91,8 @@ def test_what_was_demanded_and_is_missing_is_a_missing_capability(
     [
         (Settings(host="local", host_kernel="6.1"), "--host-kernel needs an emulated host"),
         (Settings(host="local", host_append=("x",)), "--host-append needs an emulated host"),
+        (Settings(host="local", kvm_options=("x=1",)), "--kvm-option needs an emulated host"),
+        (Settings(host="ssh://lab", kvm_options=("x=1",)), "Leave out --host ssh://lab"),
         (Settings(require=("kvm",), host="emulated"), "this machine's own kernel"),
         (Settings(require=("kvm",), host_kernel="6.1"), "this machine's own kernel"),
         (Settings(host="emulated", qemu="system"), "--qemu needs a local host"),

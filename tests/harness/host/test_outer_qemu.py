@@ -10,13 +10,14 @@ import pytest
 
 from hostfault.case.model import Event
 from hostfault.host import outer_qemu
-from hostfault.host.outer_qemu import LOCKUP, READY, Machine, Serial
+from hostfault.host.outer_qemu import LOCKUP, READY, Machine, Serial, module_parameters
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import (
     ConnectionLostError,
     HostfaultError,
     LaunchError,
     SetupError,
+    UsageError,
 )
 
 PANIC = Event("GUEST_PANICKED", 1.0, {"action": "pause"}, host=True)
@@ -200,3 +201,18 @@ def test_a_panic_of_another_cause_is_one_however_little_qemu_ran(
     monkeypatch.setattr(outer_qemu, "Scheduling", NotLetRun)
     oops = machine(tmp_path / "serial", PretendedQemu(None, PANIC), "Oops: 0002\n")
     assert oops.ended() is not None
+
+
+def test_a_parameter_of_kvm_is_one_of_the_vendors_module_unless_it_names_another() -> None:
+    given = ("npt=0", "kvm.tdp_mmu=0", "kvm_amd.avic=1")
+    wanted = ("kvm_amd.npt=0", "kvm.tdp_mmu=0", "kvm_amd.avic=1")
+    assert module_parameters(given, "kvm_amd") == wanted
+    assert module_parameters(("ept=0",), "kvm_intel") == ("kvm_intel.ept=0",)
+
+
+@pytest.mark.parametrize(
+    "option", ["npt", "npt=", "=0", "other.x=1", "npt=0 init=/bin/sh", "a-b=1"]
+)
+def test_what_is_no_parameter_of_kvm_is_told_before_anything_boots(option: str) -> None:
+    with pytest.raises(UsageError, match="--kvm-option"):
+        module_parameters((option,), "kvm_amd")

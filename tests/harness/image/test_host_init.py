@@ -1,4 +1,4 @@
-"""What the emulated host's first process says about a module that the kernel refuses."""
+"""The emulated host's first process: the modules that it loads, and what it says of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 from hostfault.plumbing.packages import find_tool
 from hostfault.plumbing.project import IMAGES
 
-TOOLS = ("awk", "cat", "head", "sed")  # the real ones; all else only pretends
+TOOLS = ("awk", "cat", "head", "sed", "tr")  # the real ones; all else only pretends
 # The loader: it logs what the file beside the module says, and that is also why it refuses.
 INSMOD = """#!/bin/sh
+echo "$@" >>LOADED
 [ -e "$1.refused" ] || exit 0
 cat "$1.refused" "$1.refused" >>KMSG  # insmod tries twice
 echo "insmod: can't insert '$1': Invalid argument" >&2
@@ -26,7 +27,9 @@ def machine(tmp_path: Path) -> Path:
     programs = tmp_path / "bin"
     programs.mkdir()
     stand_ins = {
-        "insmod": INSMOD.replace("KMSG", f"{tmp_path}/kmsg"),
+        "insmod": INSMOD.replace("KMSG", f"{tmp_path}/kmsg").replace(
+            "LOADED", f"{tmp_path}/loaded"
+        ),
         "dmesg": f"#!/bin/sh\nexec sed 's/^/[    3.297876] /' {tmp_path}/kmsg\n",
         "poweroff": "#!/bin/sh\necho powered off\nkill -9 $PPID\n",
         "switch_root": "#!/bin/sh\necho went on\n",
@@ -39,6 +42,7 @@ def machine(tmp_path: Path) -> Path:
         (programs / name).symlink_to(find_tool(name))
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules/order").write_text("kvm.ko -\nkvm-amd.ko -\n")
+    (tmp_path / "cmdline").write_text("console=ttyS0 quiet\n")
     (tmp_path / "kmsg").write_text("Linux version 6.6.6\nan older line\n")
     return tmp_path
 
@@ -48,6 +52,8 @@ def boot(machine: Path) -> list[str]:
     script = (IMAGES / "host/init").read_text()
     for path in ("/modules/", "/dev/kmsg"):
         script = script.replace(path, f"{machine}{path.replace('/dev', '')}")
+    script = script.replace("/proc/cmdline", f"{machine}/cmdline")
+    script = script.replace("/sys/module/", f"{machine}/sys/")
     # The log is a file here, to which each line is added.
     script = script.replace(f">{machine}/kmsg", f">>{machine}/kmsg")
     done = subprocess.run(
@@ -92,3 +98,33 @@ def test_a_long_log_is_cut_short(machine: Path) -> None:
     lines = boot(machine)
     assert len(lines) == 22
     assert lines[-1] == "powered off"
+
+
+def test_a_module_gets_the_parameters_that_the_kernels_command_line_has_for_it(
+    machine: Path,
+) -> None:
+    words = "quiet kvm_amd.npt=0 kvm_amd.avic=1 kvm.tdp_mmu=0 kvm_amd.=1 other.npt=1 kvm_amd.bare"
+    (machine / "cmdline").write_text(f"{words}\n")
+    for name in ("kvm_amd/parameters/npt", "kvm_amd/parameters/avic", "kvm/parameters/tdp_mmu"):
+        (machine / "sys" / name).parent.mkdir(parents=True, exist_ok=True)
+        (machine / "sys" / name).touch()
+    assert boot(machine) == ["went on"]
+    assert (machine / "loaded").read_text().splitlines() == [
+        f"{machine}/modules/kvm.ko tdp_mmu=0",
+        f"{machine}/modules/kvm-amd.ko npt=0 avic=1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("kvm_amd.nested_paging=0", "kvm_amd has no parameter nested_paging"),
+        ("kvm_intel.ept=0", "kvm_intel has no parameter ept"),  # a module that is not loaded
+    ],
+)
+def test_a_parameter_that_a_module_lacks_ends_the_boot(
+    machine: Path, word: str, complaint: str
+) -> None:
+    (machine / "sys/kvm_amd/parameters").mkdir(parents=True)
+    (machine / "cmdline").write_text(f"quiet {word}\n")
+    assert boot(machine) == [f"HOSTFAULT-ERROR {complaint}", "powered off"]

@@ -11,6 +11,7 @@ from hostfault.backing import BACKINGS
 from hostfault.case.model import GuestImage, HostImage, Kernel, Qemu, Scenario
 from hostfault.case.settings import Settings
 from hostfault.host.emulated import EmulatedHost
+from hostfault.host.outer_qemu import Sockets
 from hostfault.plumbing.cache import Cache
 from hostfault.plumbing.errors import GuestLostError
 from hostfault.plumbing.ssh_keys import Identity
@@ -48,6 +49,16 @@ def test_an_emulated_host_runs_on_kvm_where_nesting_works(
     host = PretendedLab(Settings(host="emulated"), Cache(tmp_path)).host
     assert isinstance(host, EmulatedHost)
     assert host.machine_for(BACKINGS["ram"]).accelerator == accelerator
+
+
+def test_a_parameter_of_kvm_is_in_the_snapshots_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lab_module, "host_initramfs", lambda *_: Path("/h/initramfs"))
+    host = PretendedLab(Settings(host="emulated", kvm_options=("npt=0",)), Cache(tmp_path)).host
+    assert isinstance(host, EmulatedHost)
+    words = host.machine_for(BACKINGS["ram"]).command(Sockets.below(Path("/")), Path("/s"), 0, 0)
+    assert "kvm_amd.npt=0" in words[words.index("-append") + 1].split()
 
 
 def test_a_lab_leaves_each_kind_within_its_bound(
