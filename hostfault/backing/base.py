@@ -84,7 +84,7 @@ class Backing(Protocol):
         """What a fault may ask of it."""
 
     @property
-    def guest_modules(self) -> Sequence[str]:
+    def guest_modules(self) -> tuple[str, ...]:
         """Modules that the guest's kernel needs, built in or not."""
 
     @property

@@ -34,7 +34,7 @@ class Ivshmem:
 
     name: str
     store: Store
-    guest_modules: Sequence[str] = ()
+    guest_modules: tuple[str, ...] = ()
     guest_options: str = ""
 
     @property

@@ -37,7 +37,7 @@ class Ram:
 
     name: str
     store: Store
-    guest_modules: Sequence[str] = ()
+    guest_modules: tuple[str, ...] = ()
 
     @property
     def abilities(self) -> frozenset[Ability]:

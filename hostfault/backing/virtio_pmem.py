@@ -36,7 +36,7 @@ class VirtioPmem:
 
     name: str
     store: Store
-    guest_modules: Sequence[str] = ("virtio_pmem", "nd_pmem")
+    guest_modules: tuple[str, ...] = ("virtio_pmem", "nd_pmem")
     guest_options: str = ""
 
     @property

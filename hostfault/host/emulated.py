@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from hostfault.host.testbed import (
     Testbed,
     boot_guest,
     keep_logs,
+    log_in,
     mount_backing,
 )
 from hostfault.plumbing.cache import Cache, key_of, no_space
@@ -47,7 +49,6 @@ from hostfault.plumbing.ssh_keys import Identity
 from hostfault.remote.agent import Agent
 from hostfault.remote.carried import CarriedShell, CarriedStream, Client
 from hostfault.remote.qmp import Recorder
-from hostfault.remote.ssh import connect
 
 log = logging.getLogger(__name__)
 
@@ -252,12 +253,20 @@ class Configuration:
         log.info("loading the snapshot")
         machine.load(entry / _SNAPSHOT, Deadline(60.0, "the snapshot to load"))
         watch.lap("restore")
-        agent = _call_agent(machine, patience=30.0)
-        prove_kernel(agent, self._spec.kernel)
         sockets = Sockets.below(directory)
         recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
-        recorder.connect(sockets.guest_qmp, Deadline(30.0, "QMP of the guest's QEMU"))
-        recorder.execute("cont")
+
+        def let_the_guest_go_on() -> None:
+            deadline = Deadline(30.0, "QMP of the guest's QEMU")
+            recorder.connect(sockets.guest_qmp, deadline, machine.check_alive)
+            recorder.execute("cont")
+
+        # Side by side: what each of them runs first, an emulated CPU has to translate first.
+        with ThreadPoolExecutor(1) as beside:
+            going_on = beside.submit(let_the_guest_go_on)
+            agent = _call_agent(machine, patience=30.0)
+            prove_kernel(agent, self._spec.kernel)
+            going_on.result()
         watch.lap("reach")
         return Testbed(
             backing=self._backing,
@@ -265,8 +274,8 @@ class Configuration:
             recorder=recorder,
             guest=CarriedShell(agent, GUEST_CLIENT, notes.guest_connections),
             probe=CarriedStream(agent, notes.probe, ready=True),
-            log_in_to_guest=lambda d: connect("guest", sockets.guest_ssh, self._identity, d),
-            log_in_to_host=lambda d: connect("host", sockets.host_ssh, self._identity, d),
+            log_in_to_guest=lambda d: log_in("guest", sockets.guest_ssh, self._identity, d),
+            log_in_to_host=lambda d: log_in("host", sockets.host_ssh, self._identity, d),
             host=EmulatedLife(machine, sockets, self._identity, on_tcg=self._on_tcg),
             policy=self._policy,
             watch=watch,
@@ -311,7 +320,7 @@ class EmulatedLife:
         """Whether the host lets somebody in who has not been there before."""
         deadline = Deadline(30.0, "SSH of the emulated host")
         try:
-            connect("host", self.sockets.host_ssh, self.identity, deadline).close()
+            log_in("host", self.sockets.host_ssh, self.identity, deadline).close()
         except DeadlineError:
             return False
         return True

@@ -22,6 +22,7 @@ from hostfault.host.testbed import (
     Stopwatch,
     Testbed,
     boot_guest,
+    log_in,
     mount_backing,
 )
 from hostfault.plumbing.deadline import Deadline
@@ -29,7 +30,6 @@ from hostfault.plumbing.errors import DeadlineError, HostfaultError, MissingCapa
 from hostfault.plumbing.ssh_keys import Identity
 from hostfault.remote.agent import Agent
 from hostfault.remote.qmp import Recorder
-from hostfault.remote.ssh import connect
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def bring_up(stack: ExitStack, site: Site, plan: GuestPlan, watch: Stopwatch) ->
     watch.lap("guest boot")
     log.info("waiting for SSH of the guest")
     ssh = site.reach / SSH
-    guest = connect("guest", ssh, plan.identity, Deadline(60.0, "SSH of the guest"))
+    guest = log_in("guest", ssh, plan.identity, Deadline(60.0, "SSH of the guest"))
     stack.callback(guest.close)
     watch.lap("guest ssh")
     mount_backing(agent, backing, guest)
@@ -110,7 +110,7 @@ def bring_up(stack: ExitStack, site: Site, plan: GuestPlan, watch: Stopwatch) ->
         agent=agent,
         recorder=recorder,
         guest=guest,
-        log_in_to_guest=lambda d: connect("guest", ssh, plan.identity, d),
+        log_in_to_guest=lambda d: log_in("guest", ssh, plan.identity, d),
         host=site.life,
         policy=site.policy,
         watch=watch,

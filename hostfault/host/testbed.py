@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from hostfault.backing import Backing
 from hostfault.case.folder import GUEST_CONSOLE, GUEST_QEMU_LOG
@@ -16,10 +16,13 @@ from hostfault.guest import boot
 from hostfault.guest.policy import AS_IT_IS, VmmPolicy
 from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
+from hostfault.plumbing.ssh_keys import Identity
 from hostfault.remote.agent import Agent
 from hostfault.remote.qmp import Recorder
 from hostfault.remote.shell import Shell, Stream
-from hostfault.remote.ssh import SshShell
+
+if TYPE_CHECKING:
+    from hostfault.remote.ssh import SshShell
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +156,14 @@ def _check_running(agent: Agent, recorder: Recorder) -> None:
         state = recorder.execute("query-status")["status"]
         words = boot.qemu_log(agent) + boot.console(agent)
         raise HostfaultError(f"the guest stopped while it booted, run state {state}:\n{words}")
+
+
+def log_in(name: str, path: Path, keys: Identity, deadline: Deadline) -> SshShell:
+    """A connection of our own, see :func:`hostfault.remote.ssh.connect`."""
+    # Only here: paramiko takes long to import, and a case needs it where a host is silent.
+    from hostfault.remote.ssh import connect
+
+    return connect(name, path, keys, deadline)
 
 
 def mount_backing(agent: Agent, backing: Backing, guest: Shell) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import shutil
@@ -76,6 +77,11 @@ def guest_image(
     return GuestImage(key, place / "initramfs", probe_source_hash())
 
 
+@functools.cache
+def _compiler() -> str:
+    return run_tool(["gcc", "--version"], what="gcc").splitlines()[0]
+
+
 def build_probe(cache: Cache) -> Path:
     """The probe with all of its accesses, compiled statically by this machine's gcc."""
     return compile_c(cache, "probe", _probe_sources(), [PROBE_SOURCES / "probe.h"])
@@ -97,14 +103,13 @@ def compile_c(
 
     Raises :class:`LaunchError` with the compiler's errors.
     """
-    compiler = run_tool(["gcc", "--version"], what="gcc").splitlines()[0]
 
     def build(place: Path) -> None:
         words = [*line, "-o", str(place / name), *map(str, sources)]
         run_tool(words, what=f"compiling {name}")
 
     files = {f"source {each.name}": each for each in (*sources, *headers)}
-    key = key_of({"compiler": compiler, "line": " ".join(line), **files})
+    key = key_of({"compiler": _compiler(), "line": " ".join(line), **files})
     return cache.obtain(name, key, build) / name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,27 +39,36 @@ def modules_for(kernel: Kernel, wanted: Sequence[str]) -> list[Module]:
         parent = root / "lib" / "modules"
         parent.mkdir(parents=True)
         (parent / kernel.release).symlink_to(kernel.modules)
-        for name in wanted:
-            for file in _dependencies(root, kernel, name):
-                found.setdefault(file, Module(file, name))
+        lines = _all_at_once(root, kernel, wanted)
+        prefix = str(parent / kernel.release)
+    names = iter(wanted)
+    needed_for = next(names, "")
+    for line in lines:
+        how, path = line.split()[:2]
+        if how == "insmod":
+            file = kernel.modules / path.removeprefix(prefix).lstrip("/")
+            found.setdefault(file, Module(file, needed_for))
+        if _normal(Path(path).name.split(".ko")[0]) == _normal(needed_for):
+            needed_for = next(names, "")  # a module comes after all that it needs
     return list(found.values())
 
 
-def _dependencies(root: Path, kernel: Kernel, name: str) -> list[Path]:
-    argv = ["modprobe", "--show-depends", "-C", "/dev/null", "-d", str(root)]
+def _normal(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _all_at_once(root: Path, kernel: Kernel, wanted: Sequence[str]) -> list[str]:
+    """Lines ``insmod PATH`` and ``builtin NAME``, those of each module one after the other."""
+    argv = ["modprobe", "--all", "--show-depends", "-C", "/dev/null", "-d", str(root)]
     try:
-        lines = run_tool([*argv, "-S", kernel.release, name], what=f"looking for module {name}")
+        said = run_tool([*argv, "-S", kernel.release, *wanted], what="looking for modules")
     except LaunchError as error:
+        missing = re.findall(r"Module (\S+) not found", error.log_tail) or wanted
         raise SetupError(
-            f"kernel {kernel.name} ({kernel.release}) has no module {name}, and it is not built "
-            f"in (looked in {kernel.modules})\n{error}"
+            f"kernel {kernel.name} ({kernel.release}) has no module {', '.join(missing)}, and it "
+            f"is not built in (looked in {kernel.modules})\n{error}"
         ) from error
-    prefix = str(root / "lib" / "modules" / kernel.release)
-    return [
-        kernel.modules / line.split()[1].removeprefix(prefix).lstrip("/")
-        for line in lines.splitlines()
-        if line.startswith("insmod ")
-    ]
+    return [line for line in said.splitlines() if line.startswith(("insmod ", "builtin "))]
 
 
 def decompress(file: Path, target: Path) -> None:

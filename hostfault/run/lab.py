@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from hostfault.backing import BACKINGS, Backing
 from hostfault.case import folder as files
@@ -40,7 +41,6 @@ from hostfault.host.preflight import (
     why_not,
 )
 from hostfault.host.qemu import environment_of, find_qemu
-from hostfault.host.remote import Console, RemoteFiles, RemoteHost
 from hostfault.host.testbed import ATTEMPTS, Added, Host, Testbed, keep_logs
 from hostfault.image import guest_image, host_image, host_initramfs
 from hostfault.image.bundle import qemu_bundle
@@ -51,8 +51,10 @@ from hostfault.plumbing.cache import Cache, default_cache
 from hostfault.plumbing.errors import GuestLostError
 from hostfault.plumbing.short_directory import sweep_short_directories
 from hostfault.plumbing.ssh_keys import Identity, identity
-from hostfault.remote.openssh import Target
 from hostfault.run.observe import arm, observe
+
+if TYPE_CHECKING:
+    from hostfault.host.remote import RemoteHost
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ class Lab:
         self._cache = cache or default_cache()
         self._stack = ExitStack()
         self._outer_machines: dict[str, MachineSpec] = {}  # by backing
+        self._guest_images: dict[tuple[str, ...], GuestImage] = {}  # by modules
 
     def __enter__(self) -> Lab:
         sweep_short_directories()
@@ -175,8 +178,8 @@ class Lab:
         """The host's release, and its CPU's model and microcode; leases a machine over SSH."""
         if self.choice.kind == "emulated":
             return self._host_kernel.release, "", ""
-        if isinstance(self.host, RemoteHost):
-            found = self.host.machine.facts
+        if self.choice.kind == "ssh":
+            found = self._remote_host.machine.facts
             return found.release, found.cpu, found.microcode
         return platform.release(), *cpu_facts()
 
@@ -193,20 +196,28 @@ class Lab:
     @cached_property
     def host(self) -> Host:
         """The host that cases run on."""
-        settings, emulated = self._settings, self.choice.kind == "emulated"
-        library = self._policy_library
+        if self.choice.kind == "ssh":
+            return self._remote_host
+        if self.choice.kind == "local":
+            return LocalHost(
+                self._qemu, self._guest_kernel, self._guest_image, self._identity, self._added
+            )
+        return EmulatedHost(self._outer_machine, self._identity, self._cache, self._added)
+
+    @cached_property
+    def _added(self) -> Added:
+        settings, library = self._settings, self._policy_library
+        emulated = self.choice.kind == "emulated"
         where = "" if library is None else f"{PAYLOAD}/{library.name}" if emulated else str(library)
         policy = VmmPolicy(settings.vmm_policy, where)
-        added = Added(settings.qemu_options, settings.guest_append, policy)
-        if self.choice.kind == "ssh":
-            return self._remote_host(added)
-        if not emulated:
-            return LocalHost(
-                self._qemu, self._guest_kernel, self._guest_image, self._identity, added
-            )
-        return EmulatedHost(self._outer_machine, self._identity, self._cache, added)
+        return Added(settings.qemu_options, settings.guest_append, policy)
 
-    def _remote_host(self, added: Added) -> RemoteHost:
+    @cached_property
+    def _remote_host(self) -> RemoteHost:
+        # Only here: paramiko takes longer to import than all else together.
+        from hostfault.host.remote import Console, RemoteFiles, RemoteHost
+        from hostfault.remote.openssh import Target
+
         target = Target.parse(self._settings.host)
         files = RemoteFiles(
             qemu=qemu_bundle(self._cache, self._host_image),
@@ -214,7 +225,7 @@ class Lab:
             image_for=self._guest_image,
         )
         console = Console(self._settings.host_console)
-        host = RemoteHost(target, self._qemu, files, self._identity, added, console)
+        host = RemoteHost(target, self._qemu, files, self._identity, self._added, console)
         return self._stack.enter_context(host)
 
     def _outer_machine(self, backing: Backing) -> MachineSpec:
@@ -224,7 +235,8 @@ class Lab:
         return self._outer_machines[backing.name]
 
     def _make_outer_machine(self, backing: Backing) -> MachineSpec:
-        backing.require(self._qemu, environment_of(self._qemu))
+        if self._qemu.source != "image":  # the image's is known to have what a backing needs
+            backing.require(self._qemu, environment_of(self._qemu))
         guest = self._guest_image(backing)
         kernel, library = self._guest_kernel.image, self._policy_library
         load = payload(kernel, guest.initramfs, self._identity, library)
@@ -284,14 +296,13 @@ class Lab:
         return host_image(self._cache)
 
     def _guest_image(self, backing: Backing) -> GuestImage:
-        log.info("looking for the guest image")
-        return guest_image(
-            self._cache,
-            self._guest_kernel,
-            self._host_image,
-            self._identity,
-            backing.guest_modules,
-        )
+        modules = backing.guest_modules
+        if modules not in self._guest_images:
+            log.info("looking for the guest image")
+            self._guest_images[modules] = guest_image(
+                self._cache, self._guest_kernel, self._host_image, self._identity, modules
+            )
+        return self._guest_images[modules]
 
     @cached_property
     def _qemu(self) -> Qemu:
