@@ -37,7 +37,6 @@ ORDER = (
     "set-up",
     "host boot",
     "restore",
-    "reach",
     "guest boot",
     "guest ssh",
     "backend ready",

@@ -31,8 +31,11 @@ class CaseRunner(Protocol):
         Raises :class:`hostfault.plumbing.errors.HostfaultError`.
         """
 
-    def run(self, test: str, scenario: Scenario, folder: Path) -> Record:
+    def run(
+        self, test: str, scenario: Scenario, folder: Path, following: Scenario | None = None
+    ) -> Record:
         """Run the case of one test and leave its evidence in ``folder``.
 
+        What the ``following`` case needs may be begun meanwhile, in the same parent directory.
         Raises :class:`hostfault.plumbing.errors.HostfaultError`.
         """
