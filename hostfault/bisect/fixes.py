@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
-from hostfault.bisect.children import Programs, Tester
+from hostfault.bisect.children import StepPrograms, Tester
 from hostfault.bisect.decide import RunResult, TestOutcome, in_words
 from hostfault.case.model import VerdictKind
 from hostfault.plumbing.deadline import now, wall_clock
@@ -75,7 +75,7 @@ def _code(run: RunResult, wrong: Sequence[str]) -> int:
 
 
 def _tester(asked: argparse.Namespace) -> Tester:
-    return Tester(Programs(), asked.k, tuple(asked.pytest), PATIENCE)
+    return Tester(StepPrograms(), asked.k, tuple(asked.pytest), PATIENCE)
 
 
 def _folder(asked: argparse.Namespace) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hostfault.case.settings import Settings
 from hostfault.check import matrix, plan
-from hostfault.check.matrix import Result, Standing
+from hostfault.check.matrix import CheckedCase, Standing
 from hostfault.check.run import run
 from hostfault.plumbing.deadline import wall_clock
 from hostfault.plumbing.errors import HostfaultError, UsageError
@@ -45,12 +45,12 @@ def main(words: Sequence[str] | None = None) -> int:
     return matrix.exit_code(results)
 
 
-def check(planned: Sequence[plan.Case], folder: Path, busy: int = 0) -> list[Result]:
+def check(planned: Sequence[plan.Case], folder: Path, busy: int = 0) -> list[CheckedCase]:
     """Run cases, with ``busy`` processes for each core beside them; ``folder`` gets all evidence.
 
     The results come in the order of the plan.
     """
-    results: dict[str, Result] = {}
+    results: dict[str, CheckedCase] = {}
     with _kept_busy(busy, folder), heard_by(_hear):
         for kernel, group in groupby(plan.in_order(planned), key=lambda case: case.kernel):
             with Lab(Settings(host="emulated", host_kernel=kernel)) as lab:
@@ -62,9 +62,9 @@ def check(planned: Sequence[plan.Case], folder: Path, busy: int = 0) -> list[Res
     return [results[case.seed] for case in planned]
 
 
-def read(path: Path) -> list[Result]:
+def read(path: Path) -> list[CheckedCase]:
     """The results that an earlier run has left. Raises OSError, ValueError, TypeError."""
-    return [Result(**json.loads(line)) for line in path.read_text().splitlines()]
+    return [CheckedCase(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 @contextmanager
@@ -77,12 +77,12 @@ def _kept_busy(each: int, folder: Path) -> Iterator[None]:
         yield
 
 
-def _keep(result: Result, path: Path) -> None:
+def _keep(result: CheckedCase, path: Path) -> None:
     with path.open("a") as stream:
         stream.write(json.dumps(asdict(result)) + "\n")
 
 
-def _line(result: Result) -> str:
+def _line(result: CheckedCase) -> str:
     mark = "" if result.standing is Standing.RIGHT else f"   {result.standing.value.upper()}"
     said = result.said or "error"
     first = result.words.partition("\n")[0][:160]

@@ -20,7 +20,7 @@ from hostfault.case.model import RecoveryKind, VerdictKind
 from hostfault.fault import FAULTS
 from hostfault.matrix.compare import RECOVERIES, Pair, pairs, unknown
 from hostfault.matrix.measure import Pytest, measure
-from hostfault.matrix.result import ERROR, Result, Run
+from hostfault.matrix.result import ERROR, CellResult, Run
 from hostfault.plugin import sets
 from hostfault.plugin.cases import case_id
 from hostfault.plumbing.deadline import wall_clock
@@ -171,7 +171,7 @@ def _about(fault: str) -> str:
     return (inspect.getdoc(FAULTS[fault]) or "").split("\n\n")[0].replace("\n", " ").rstrip(".")
 
 
-def _name(result: Result) -> str:
+def _name(result: CellResult) -> str:
     return case_id(result.scenario)
 
 

@@ -14,7 +14,7 @@ from hostfault.matrix import ab, page, picture, result
 from hostfault.matrix.__main__ import DATA, DOCUMENT, FIXES, ordered
 from hostfault.matrix.compare import Pair, pairs, unknown
 from hostfault.matrix.measure import Pytest, measure, options_of
-from hostfault.matrix.result import ERROR, Result, Run
+from hostfault.matrix.result import ERROR, CellResult, Run
 from hostfault.plugin import sets
 from hostfault.plugin.cases import case_id
 from hostfault.plumbing.errors import BrokenHarnessError
@@ -31,7 +31,7 @@ def run(kernel: str, **answers: str) -> Run:
     results = {}
     for name, answer in answers.items():
         verdict, _, recovery = answer.partition("; ")
-        results[case_id(cells[name])] = Result(cells[name], verdict, recovery, "made up", 1.5)
+        results[case_id(cells[name])] = CellResult(cells[name], verdict, recovery, "made up", 1.5)
     return Run(kernel, "7.3.4-made-up", "", ("2026-11-24",), results)
 
 
@@ -171,8 +171,8 @@ def test_verdicts_and_trouble_are_read_and_what_was_not_come_to_is_missing(tmp_p
     cells = [ZERO, FULL, CONTROL]
     found = measure("k", "page", cells, tmp_path / "out", patience=60.0, pytest=pytest_program)
     assert found.results == {
-        case_id(ZERO): Result(ZERO, "spin", "goes-on", "it spins", 1.5),
-        case_id(FULL): Result(FULL, ERROR, "", "GuestLostError: it is gone", 0.0),
+        case_id(ZERO): CellResult(ZERO, "spin", "goes-on", "it spins", 1.5),
+        case_id(FULL): CellResult(FULL, ERROR, "", "GuestLostError: it is gone", 0.0),
     }
     assert (found.release, found.kvm_build_id) == ("7.3.4-x", "abc")
 
@@ -207,10 +207,10 @@ def test_accesses_that_came_to_the_same_are_on_one_line() -> None:
     stock = run("7.3.4", zero="spin; goes-on", zero_store="spin; goes-on", full="spin; goes-on")
     fixed = run("7.3.4+fix", zero="vm-exit; lost", zero_store="vm-exit; lost")
     assert page.lines([stock, fixed]) == [
-        page.Line(
+        page.AlikeCells(
             "virtiofs-dax", "zero", "apf", ("load", "store"), ("spin; goes-on", "vm-exit; lost")
         ),
-        page.Line("ram", "full", "apf", ("load",), ("spin; goes-on", "not measured")),
+        page.AlikeCells("ram", "full", "apf", ("load",), ("spin; goes-on", "not measured")),
     ]
 
 

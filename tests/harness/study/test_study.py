@@ -20,7 +20,7 @@ from hostfault.study import __main__ as study
 from hostfault.study import blame, figures, frames, plan, run, stats, write
 from hostfault.study.blame import Blame
 from hostfault.study.plan import Cell
-from hostfault.study.run import ENOUGH, Result
+from hostfault.study.run import ENOUGH, StudyRun
 
 WINDOW = range(0xF8000, 0xFA000)  # 32 MiB of the DAX window
 RIP, MARK = 0x4016B5, 0x7A5C0000
@@ -29,9 +29,9 @@ BUSY = Task(number=0, pid=67, page=None, address=0)
 ARMED = ArmedCrowd(RIP, MARK, (BUSY, BUSY, BUSY, TOUCHER))
 
 
-def result(cell: Cell, repeat: int = 0, outcome: str = "exit", faults: int = 32) -> Result:
+def result(cell: Cell, repeat: int = 0, outcome: str = "exit", faults: int = 32) -> StudyRun:
     exited = outcome == "exit"
-    return Result(
+    return StudyRun(
         cell=cell.key,
         repeat=repeat,
         outcome=outcome,
@@ -240,7 +240,7 @@ def test_wilsons_interval_is_as_in_the_books() -> None:
     assert (round(share.low, 3), share.high) == (0.839, 1.0)
     share = stats.wilson(5, 10)
     assert (round(share.low, 3), round(share.high, 3)) == (0.237, 0.763)
-    assert stats.wilson(0, 0) == stats.Share(0, 0, 0.0, 1.0)
+    assert stats.wilson(0, 0) == stats.Proportion(0, 0, 0.0, 1.0)
 
 
 def test_the_medians_interval_cuts_off_five_of_twenty_at_either_end() -> None:
@@ -322,7 +322,7 @@ class Data:
         runs = json.loads((study.DOCUMENT.with_suffix("") / "runs.json").read_text())
         self.runs = [study._result(each) for each in runs]
 
-    def of(self, *words: str) -> list[Result]:
+    def of(self, *words: str) -> list[StudyRun]:
         """The runs of all cells in whose names these words are, in turn."""
         return [each for each in self.runs if re.search(".* ".join(words), each.cell + " ")]
 
@@ -347,7 +347,7 @@ class Data:
         exits = [each for each in self.of(*words) if each.outcome == "exit"]
         return f"{sum(stats.whom(each) == 'culprit' for each in exits)} of {len(exits)}"
 
-    def alone(self, any_alone: bool) -> list[Result]:
+    def alone(self, any_alone: bool) -> list[StudyRun]:
         hashes = self.of("^error-table/hash/", "E32", "behind1")
         slots = {each.cell: int(each.cell.split("/")[2].split()[0]) for each in hashes}
         alike = ((frames.alone(each.gfns, slots[each.cell]) > 0) is any_alone for each in hashes)

@@ -18,14 +18,16 @@ from hostfault.witness.compare import (
     scenario_for,
     table,
 )
-from hostfault.witness.tap import Result
+from hostfault.witness.tap import SelftestResult
 
-SPIN = Result("zero.apf-user.load", False, "spin", {"failed": "195"})
-CONTROL = Result("late.apf-user.load", True, "ok", {"failed": "0"})
+SPIN = SelftestResult("zero.apf-user.load", False, "spin", {"failed": "195"})
+CONTROL = SelftestResult("late.apf-user.load", True, "ok", {"failed": "0"})
 SCENARIO = Scenario("virtiofs-dax", "zero", "load", async_pf=True)
 
 
-def report(*results: Result, ours: Ours | None = None, trouble: tuple[str, ...] = ()) -> Report:
+def report(
+    *results: SelftestResult, ours: Ours | None = None, trouble: tuple[str, ...] = ()
+) -> Report:
     said = ours or Ours(VerdictKind.SPIN)
     return Report(
         "7", rows_of("7", {each.name: each for each in results}, {SCENARIO: said}), trouble
