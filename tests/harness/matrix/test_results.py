@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -97,10 +98,9 @@ def test_only_a_failure_fails_the_same() -> None:
 
 
 def test_ab_says_that_the_spin_is_gone_and_that_recovery_is_lost() -> None:
-    said = list(ab.conclusions(compared(STOCK, FIXED)))
-    assert said[0] == "the spin is gone: 2 cells spun, and none does with the patch"
-    assert said[1].startswith("recovery is lost: ram, full (A full file system: ")
-    assert len(said) == 2
+    spin, recovery = ab.conclusions(compared(STOCK, FIXED))
+    assert re.findall(r"\bspin\b|\bgone\b|\d+", spin) == ["spin", "gone", "2"]
+    assert re.findall(r"\blost\b|\bram, full\b|\d+", recovery) == ["lost", "ram, full", "1"]
     assert compared(STOCK, FIXED).code == ab.SOMEWHERE_WORSE
 
 
@@ -135,7 +135,7 @@ def test_a_cell_without_a_verdict_is_told_with_its_kernel() -> None:
     broken = run("7.3.4+b", full="spin; goes-on", zero=ERROR)
     told = list(ab.report(compared(STOCK, broken)))
     assert "  virtiofs-dax-zero-load-apf, 7.3.4+b: made up" in told
-    assert "  virtiofs-dax-none-load-apf, 7.3.4+b: was not come to" in told
+    assert sum("virtiofs-dax-none-load-apf, 7.3.4+b: " in line for line in told) == 1
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -216,8 +216,9 @@ def test_accesses_that_came_to_the_same_are_on_one_line() -> None:
 
 def test_the_words_of_the_page_say_what_a_fix_makes_better_and_worse() -> None:
     text = page.page([STOCK, FIXED], sets.load())
-    assert "nobody is told in 2 (`full` on ram 1; `zero` on virtiofs-dax 1)" in text
-    assert "better in 2, worse in 0; what recovered does not in 1 (`full` on ram 1)" in text
+    assert "2 (`full` on ram 1; `zero` on virtiofs-dax 1)" in text
+    better, worse, lost = re.findall(r"better in (\d+), worse in (\d+);.* (\d+ \(.*?\))", text)[0]
+    assert (better, worse, lost) == ("2", "0", "1 (`full` on ram 1)")
     assert all(entry.reason in text for entry in sets.load().impossible)
 
 

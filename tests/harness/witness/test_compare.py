@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -98,4 +99,4 @@ def test_the_table_shows_both_and_a_summary_of_each_kernel() -> None:
     text = table([report(SPIN, CONTROL)])
     assert text.splitlines()[1].split() == ["7", SPIN.name, "spin", "195", "spin", "agree"]
     assert text.splitlines()[2].split() == ["7", CONTROL.name, "ok", "0", "-"]
-    assert "7: 1 agree, 0 differ, 1 seen by one alone" in text
+    assert re.findall(r"\d+", text.splitlines()[-1]) == ["7", "1", "0", "1"]
