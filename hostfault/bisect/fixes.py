@@ -6,7 +6,6 @@ The same tests as for any kernel, with the same verdicts; known issues do not ap
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -16,7 +15,8 @@ from hostfault.bisect.children import StepPrograms, Tester
 from hostfault.bisect.decide import RunResult, TestOutcome, in_words
 from hostfault.case.model import VerdictKind
 from hostfault.plumbing.deadline import now, wall_clock
-from hostfault.plumbing.errors import BrokenHarnessError, HostfaultError
+from hostfault.plumbing.errors import BrokenHarnessError
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.project import PROJECT
 
 KERNELS = ("7.3.4", "6.12")
@@ -97,11 +97,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HostfaultError as error:
-        print(f"fixes: {error}", file=sys.stderr)
-        sys.exit(TROUBLE)
-    except KeyboardInterrupt:
-        print("\nfixes: stopped", file=sys.stderr)
-        sys.exit(130)
+    end_with(main, "fixes", trouble=TROUBLE)

@@ -21,8 +21,9 @@ from hostfault.check import matrix, plan
 from hostfault.check.matrix import CheckedCase, Standing
 from hostfault.check.run import run
 from hostfault.plumbing.deadline import wall_clock
-from hostfault.plumbing.errors import HostfaultError, UsageError
+from hostfault.plumbing.errors import UsageError
 from hostfault.plumbing.process import spawn
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.progress import heard_by
 from hostfault.plumbing.project import PROJECT
 from hostfault.run.lab import Lab
@@ -144,14 +145,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UsageError as error:
-        print(f"verdict-check: {error}", file=sys.stderr)
-        sys.exit(USAGE)
-    except HostfaultError as error:
-        print(f"verdict-check: {error}", file=sys.stderr)
-        sys.exit(matrix.TROUBLE)
-    except KeyboardInterrupt:
-        print("\nverdict-check: stopped", file=sys.stderr)
-        sys.exit(130)
+    end_with(main, "verdict-check", trouble=matrix.TROUBLE, usage=USAGE)

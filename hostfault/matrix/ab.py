@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from hostfault.matrix.result import ERROR, CellResult, Run
 from hostfault.plugin import sets
 from hostfault.plugin.cases import case_id
 from hostfault.plumbing.deadline import wall_clock
-from hostfault.plumbing.errors import HostfaultError
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.project import PROJECT
 
 NOWHERE_WORSE, SOMEWHERE_WORSE, TROUBLE = 0, 1, 2
@@ -236,11 +235,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HostfaultError as error:
-        print(f"ci/ab: {error}", file=sys.stderr)
-        sys.exit(TROUBLE)
-    except KeyboardInterrupt:
-        print("\nci/ab: stopped", file=sys.stderr)
-        sys.exit(130)
+    end_with(main, "ci/ab", trouble=TROUBLE)

@@ -26,8 +26,9 @@ from hostfault.nightly.results import Key, Result, Status
 from hostfault.nightly.runs import PytestPrograms
 from hostfault.nightly.store import NightStore
 from hostfault.plumbing.deadline import Deadline, now, poll, wall_clock
-from hostfault.plumbing.errors import DeadlineError, HostfaultError, SetupError
+from hostfault.plumbing.errors import DeadlineError, SetupError
 from hostfault.plumbing.process import spawn
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.project import PROJECT
 
 ALL_RIGHT, WRONG, USAGE = 0, 1, 2
@@ -318,11 +319,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HostfaultError as error:
-        print(f"chaos: {error}", file=sys.stderr)
-        sys.exit(USAGE)
-    except KeyboardInterrupt:
-        print("\nchaos: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    end_with(main, "chaos", trouble=USAGE, stopped="stopped; the same command goes on from here")
