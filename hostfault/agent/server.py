@@ -45,7 +45,7 @@ from hostfault.agent.programs import Programs
 LIMIT = 1 << 20  # bytes of a file that one request may ask for
 
 
-class Agent(Programs):
+class AgentServer(Programs):
     """The operations. Every public method is one; its arguments are the request's fields.
 
     A guest can write to the directory that it shares. There, only ``make_file`` and what acts on
@@ -343,10 +343,10 @@ class Agent(Programs):
         return self._directory / path  # an absolute path stays as it is
 
 
-OPERATIONS = frozenset(name for name in dir(Agent) if not name.startswith("_")) - {"close"}
+OPERATIONS = frozenset(name for name in dir(AgentServer) if not name.startswith("_")) - {"close"}
 
 
-def answer(agent: Agent, line: bytes) -> dict[str, Any]:
+def answer(agent: AgentServer, line: bytes) -> dict[str, Any]:
     """Carry out one request; whatever goes wrong is told to the harness."""
     number = None
     try:
@@ -360,7 +360,7 @@ def answer(agent: Agent, line: bytes) -> dict[str, Any]:
         return {"id": number, "error": f"{type(error).__name__}: {error}"}
 
 
-def serve(agent: Agent, incoming: BinaryIO, outgoing: BinaryIO) -> None:
+def serve(agent: AgentServer, incoming: BinaryIO, outgoing: BinaryIO) -> None:
     """Answer requests until the harness goes away."""
     with contextlib.suppress(OSError):
         for line in incoming:
@@ -381,7 +381,9 @@ def main() -> None:
         leave_mount_namespace()
         _serve_one(options.directory, socket.socket(fileno=options.stdio))
         return
-    agent = Agent(options.directory, expendable=True)  # a machine that has such a port was made
+    agent = AgentServer(
+        options.directory, expendable=True
+    )  # a machine that has such a port was made
     with open_port(options.port) as (incoming, outgoing):
         serve(agent, incoming, outgoing)
 
@@ -399,7 +401,7 @@ def _serve_one(directory: Path, connection: socket.socket) -> None:
 
     signal.signal(signal.SIGTERM, hang_up)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    agent = Agent(directory)
+    agent = AgentServer(directory)
     try:
         with connection, connection.makefile("rb") as asks, connection.makefile("wb") as answers:
             serve(agent, asks, answers)

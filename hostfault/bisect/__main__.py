@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from hostfault.bisect.children import Programs, Tester
+from hostfault.bisect.children import StepPrograms, Tester
 from hostfault.bisect.codes import CANNOT_BE_TESTED, STOP, TERMS, BisectTerms, Decision
 from hostfault.bisect.decide import Rule
-from hostfault.bisect.packages import Found, between, search
+from hostfault.bisect.packages import Boundary, between, search
 from hostfault.bisect.repository import Repository
 from hostfault.bisect.step import step
 from hostfault.bisect.trial import Bench
@@ -39,7 +39,7 @@ class Signalled(BaseException):
         self.number = number
 
 
-def main(arguments: Sequence[str], programs: Programs) -> int:
+def main(arguments: Sequence[str], programs: StepPrograms) -> int:
     """Do what is asked, and return the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -64,7 +64,7 @@ def say(text: str) -> None:
     print(f"... {text}", file=sys.stderr, flush=True)
 
 
-def _step(asked: argparse.Namespace, programs: Programs) -> int:
+def _step(asked: argparse.Namespace, programs: StepPrograms) -> int:
     repository = Repository(Path.cwd())
     terms = repository.terms(asked.term)
     folder = _folder(asked, repository.commit().short)
@@ -73,7 +73,7 @@ def _step(asked: argparse.Namespace, programs: Programs) -> int:
     return terms.exit_code(done.decision)
 
 
-def _packages(asked: argparse.Namespace, programs: Programs) -> int:
+def _packages(asked: argparse.Namespace, programs: StepPrograms) -> int:
     terms = TERMS[asked.term or "good/bad"]
     bench = _bench(asked, programs)
     names = between(list(load()), asked.packages)
@@ -90,7 +90,7 @@ def _packages(asked: argparse.Namespace, programs: Programs) -> int:
     return _tell(search(names, test), names, terms)
 
 
-def _tell(found: Found, names: Sequence[str], terms: BisectTerms) -> int:
+def _tell(found: Boundary, names: Sequence[str], terms: BisectTerms) -> int:
     old, new = terms.word(found.old), terms.word(found.new)
     if found.old is found.new:
         print(
@@ -108,7 +108,7 @@ def _tell(found: Found, names: Sequence[str], terms: BisectTerms) -> int:
     return FOUND
 
 
-def _bench(asked: argparse.Namespace, programs: Programs) -> Bench:
+def _bench(asked: argparse.Namespace, programs: StepPrograms) -> Bench:
     rule = Rule(asked.repeat, asked.bad, asked.retries, frozenset(asked.verdict))
     if asked.cross_check not in load():
         raise UsageError(
@@ -163,7 +163,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     raise Signalled(number)
 
 
-def run(programs: Programs) -> None:
+def run(programs: StepPrograms) -> None:
     """End this process with the code that :func:`main` returns, come what may."""
     code = main(sys.argv[1:], programs)
     try:
@@ -175,4 +175,4 @@ def run(programs: Programs) -> None:
 
 
 if __name__ == "__main__":
-    run(Programs())
+    run(StepPrograms())

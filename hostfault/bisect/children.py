@@ -31,7 +31,7 @@ PYTEST_SAYS = {  # pytest's exit codes that no kernel is to blame for
 
 
 @dataclass(frozen=True)
-class Programs:
+class StepPrograms:
     """What a step runs; the tests of this package have others."""
 
     build: tuple[str, ...] = (sys.executable, "-P", "-m", "hostfault.bisect.build")
@@ -54,7 +54,7 @@ class BuiltKernel:
 class Tester:
     """Runs the selected tests on a kernel."""
 
-    programs: Programs
+    programs: StepPrograms
     select: str  # pytest's -k
     options: tuple[str, ...]  # further ones for pytest
     patience: float  # seconds for one run
@@ -91,7 +91,7 @@ class Tester:
         ]
 
 
-def build(programs: Programs, kernel: str, folder: Path, patience: float) -> BuiltKernel:
+def build(programs: StepPrograms, kernel: str, folder: Path, patience: float) -> BuiltKernel:
     """Build the kernel that ``kernel`` names, within ``patience`` seconds.
 
     Raises :class:`UntestableError` if it does not build, or not in time, and
@@ -101,12 +101,12 @@ def build(programs: Programs, kernel: str, folder: Path, patience: float) -> Bui
     return BuiltKernel(said["how"], identity(said["kernel"]))
 
 
-def compile_afresh(programs: Programs, kernel: str, folder: Path, patience: float) -> None:
+def compile_afresh(programs: StepPrograms, kernel: str, folder: Path, patience: float) -> None:
     """Compile a packaged kernel's KVM although it may be in the cache; raises as :func:`build`."""
     _build(programs, ["--compile", kernel], folder, patience)
 
 
-def _build(programs: Programs, words: Sequence[str], folder: Path, patience: float) -> Any:
+def _build(programs: StepPrograms, words: Sequence[str], folder: Path, patience: float) -> Any:
     """What the program that builds says of a kernel that it could build."""
     answer, log = folder / "built.json", folder / "build.log"
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,17 +6,17 @@ The same tests as for any kernel, with the same verdicts; known issues do not ap
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
-from hostfault.bisect.children import Programs, Tester
+from hostfault.bisect.children import StepPrograms, Tester
 from hostfault.bisect.decide import RunResult, TestOutcome, in_words
 from hostfault.case.model import VerdictKind
 from hostfault.plumbing.deadline import now, wall_clock
-from hostfault.plumbing.errors import BrokenHarnessError, HostfaultError
+from hostfault.plumbing.errors import BrokenHarnessError
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.project import PROJECT
 
 KERNELS = ("7.3.4", "6.12")
@@ -75,7 +75,7 @@ def _code(run: RunResult, wrong: Sequence[str]) -> int:
 
 
 def _tester(asked: argparse.Namespace) -> Tester:
-    return Tester(Programs(), asked.k, tuple(asked.pytest), PATIENCE)
+    return Tester(StepPrograms(), asked.k, tuple(asked.pytest), PATIENCE)
 
 
 def _folder(asked: argparse.Namespace) -> Path:
@@ -97,11 +97,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HostfaultError as error:
-        print(f"fixes: {error}", file=sys.stderr)
-        sys.exit(TROUBLE)
-    except KeyboardInterrupt:
-        print("\nfixes: stopped", file=sys.stderr)
-        sys.exit(130)
+    end_with(main, "fixes", trouble=TROUBLE)

@@ -12,7 +12,7 @@ Test = Callable[[str], Decision]
 
 
 @dataclass(frozen=True)
-class Found:
+class Boundary:
     """What a search came to."""
 
     older: str  # the newest kernel that is as the old end is
@@ -41,7 +41,7 @@ def between(names: Sequence[str], text: str) -> list[str]:
     return list(names[here : there + 1])
 
 
-def search(names: Sequence[str], test: Test) -> Found:
+def search(names: Sequence[str], test: Test) -> Boundary:
     """Find where the decision changes between the first and the last of ``names``.
 
     Where it changes more than once, one of the changes is found. Raises :class:`UsageError` if
@@ -52,7 +52,7 @@ def search(names: Sequence[str], test: Test) -> Found:
         if decision is Decision.UNTESTABLE:
             raise UsageError(f"{name} cannot be tested, so it can be no end of the range")
     if old is new:
-        return Found(names[-1], names[-1], old, new)
+        return Boundary(names[-1], names[-1], old, new)
     low, high = 0, len(names) - 1
     untestable: set[int] = set()
     while left := [at for at in range(low + 1, high) if at not in untestable]:
@@ -64,4 +64,4 @@ def search(names: Sequence[str], test: Test) -> Found:
             low = middle
         else:
             high = middle
-    return Found(names[low], names[high], old, new, tuple(names[low + 1 : high]))
+    return Boundary(names[low], names[high], old, new, tuple(names[low + 1 : high]))

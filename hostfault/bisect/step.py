@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hostfault.bisect.children import BuiltKernel, Programs, build, compile_afresh
+from hostfault.bisect.children import BuiltKernel, StepPrograms, build, compile_afresh
 from hostfault.bisect.codes import BisectTerms, Decision
 from hostfault.bisect.repository import Commit, Repository
 from hostfault.bisect.trial import Bench, Trial
@@ -37,7 +37,7 @@ class Step:
 
 
 def step(
-    repository: Repository, bench: Bench, programs: Programs, folder: Path, patience: float
+    repository: Repository, bench: Bench, programs: StepPrograms, folder: Path, patience: float
 ) -> Step:
     """Decide about the commit that is checked out; ``patience`` is for its build, in seconds.
 
@@ -73,7 +73,7 @@ def step(
 
 
 def _cross_check(
-    bench: Bench, programs: Programs, folder: Path, patience: float, error: UntestableError
+    bench: Bench, programs: StepPrograms, folder: Path, patience: float, error: UntestableError
 ) -> None:
     """Raise unless the stock kernel's own KVM can be compiled right now, on this machine."""
     (folder / "does-not-build.txt").write_text(f"{error}\n")

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from hostfault.case.settings import Settings
 from hostfault.check import matrix, plan
-from hostfault.check.matrix import Result, Standing
+from hostfault.check.matrix import CheckedCase, Standing
 from hostfault.check.run import run
 from hostfault.plumbing.deadline import wall_clock
-from hostfault.plumbing.errors import HostfaultError, UsageError
+from hostfault.plumbing.errors import UsageError
 from hostfault.plumbing.process import spawn
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.progress import heard_by
 from hostfault.plumbing.project import PROJECT
 from hostfault.run.lab import Lab
@@ -45,12 +46,12 @@ def main(words: Sequence[str] | None = None) -> int:
     return matrix.exit_code(results)
 
 
-def check(planned: Sequence[plan.Case], folder: Path, busy: int = 0) -> list[Result]:
+def check(planned: Sequence[plan.Case], folder: Path, busy: int = 0) -> list[CheckedCase]:
     """Run cases, with ``busy`` processes for each core beside them; ``folder`` gets all evidence.
 
     The results come in the order of the plan.
     """
-    results: dict[str, Result] = {}
+    results: dict[str, CheckedCase] = {}
     with _kept_busy(busy, folder), heard_by(_hear):
         for kernel, group in groupby(plan.in_order(planned), key=lambda case: case.kernel):
             with Lab(Settings(host="emulated", host_kernel=kernel)) as lab:
@@ -62,9 +63,9 @@ def check(planned: Sequence[plan.Case], folder: Path, busy: int = 0) -> list[Res
     return [results[case.seed] for case in planned]
 
 
-def read(path: Path) -> list[Result]:
+def read(path: Path) -> list[CheckedCase]:
     """The results that an earlier run has left. Raises OSError, ValueError, TypeError."""
-    return [Result(**json.loads(line)) for line in path.read_text().splitlines()]
+    return [CheckedCase(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 @contextmanager
@@ -77,12 +78,12 @@ def _kept_busy(each: int, folder: Path) -> Iterator[None]:
         yield
 
 
-def _keep(result: Result, path: Path) -> None:
+def _keep(result: CheckedCase, path: Path) -> None:
     with path.open("a") as stream:
         stream.write(json.dumps(asdict(result)) + "\n")
 
 
-def _line(result: Result) -> str:
+def _line(result: CheckedCase) -> str:
     mark = "" if result.standing is Standing.RIGHT else f"   {result.standing.value.upper()}"
     said = result.said or "error"
     first = result.words.partition("\n")[0][:160]
@@ -144,14 +145,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UsageError as error:
-        print(f"verdict-check: {error}", file=sys.stderr)
-        sys.exit(USAGE)
-    except HostfaultError as error:
-        print(f"verdict-check: {error}", file=sys.stderr)
-        sys.exit(matrix.TROUBLE)
-    except KeyboardInterrupt:
-        print("\nverdict-check: stopped", file=sys.stderr)
-        sys.exit(130)
+    end_with(main, "verdict-check", trouble=matrix.TROUBLE, usage=USAGE)

@@ -22,7 +22,7 @@ class Standing(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckedCase:
     """What became of one case."""
 
     seed: str
@@ -43,7 +43,7 @@ class Result:
         return Standing.TROUBLE if self.said in ("", NOTHING) else Standing.WRONG
 
 
-def exit_code(results: Sequence[Result]) -> int:
+def exit_code(results: Sequence[CheckedCase]) -> int:
     """Wrong verdicts first; then whether there was more trouble than may be (one case always)."""
     counts = Counter(each.standing for each in results)
     if counts[Standing.WRONG]:
@@ -51,7 +51,7 @@ def exit_code(results: Sequence[Result]) -> int:
     return TROUBLE if counts[Standing.TROUBLE] > max(1, ALLOWED_TROUBLE * len(results)) else FINE
 
 
-def report(results: Sequence[Result]) -> str:
+def report(results: Sequence[CheckedCase]) -> str:
     """Everything that a run says at its end."""
     counts = Counter(each.standing for each in results)
     parts = [_confusion(results), _situations(results), *_details(results)]
@@ -59,7 +59,7 @@ def report(results: Sequence[Result]) -> str:
     return "\n\n".join([*filter(None, parts), f"{len(results)} cases: {total}"])
 
 
-def _confusion(results: Sequence[Result]) -> str:
+def _confusion(results: Sequence[CheckedCase]) -> str:
     """Truths in rows, what was said in columns; a case that was never observed is "error"."""
     said = Counter((each.truth, each.said or "error") for each in results)
     truths = sorted({truth for truth, _ in said})
@@ -69,7 +69,7 @@ def _confusion(results: Sequence[Result]) -> str:
     return _aligned(rows)
 
 
-def _situations(results: Sequence[Result]) -> str:
+def _situations(results: Sequence[CheckedCase]) -> str:
     counts = Counter((each.situation, each.standing) for each in results)
     rows = [["situation", "cases", *(each.value for each in Standing), "seconds"]]
     for name in sorted({each.situation for each in results}):
@@ -80,7 +80,7 @@ def _situations(results: Sequence[Result]) -> str:
     return _aligned(rows)
 
 
-def _details(results: Sequence[Result]) -> list[str]:
+def _details(results: Sequence[CheckedCase]) -> list[str]:
     """Each case that was wrong, with its seed, and the trouble by reason."""
     wrong = [each for each in results if each.standing is Standing.WRONG]
     lines = [

@@ -11,7 +11,7 @@ from hostfault.case.folder import OBSERVATION
 from hostfault.case.model import Observation, to_json
 from hostfault.case.verdict import final_verdict
 from hostfault.check import acts
-from hostfault.check.matrix import NOTHING, Result
+from hostfault.check.matrix import NOTHING, CheckedCase
 from hostfault.check.plan import Case
 from hostfault.host.testbed import ATTEMPTS, Testbed
 from hostfault.plumbing.deadline import Deadline, now
@@ -22,7 +22,7 @@ from hostfault.run.observe import PATIENCE, Recording, arm
 log = logging.getLogger(__name__)
 
 
-def run(lab: Lab, case: Case, folder: Path, busy: int = 0) -> Result:
+def run(lab: Lab, case: Case, folder: Path, busy: int = 0) -> CheckedCase:
     """Run a case; whatever goes wrong is in the result.
 
     A guest that an emulated CPU loses is tried again, as ci/dax does.
@@ -33,7 +33,7 @@ def run(lab: Lab, case: Case, folder: Path, busy: int = 0) -> Result:
         if said or not words.startswith(GuestLostError.__name__):
             break
         log.info("attempt %d: %s", attempt, words)
-    return Result(
+    return CheckedCase(
         seed=case.seed,
         situation=case.situation.name,
         case=str(case),

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hostfault.daxfs import confine
-from hostfault.daxfs.device import Device, Settings
+from hostfault.daxfs.device import DaemonSettings, Device
 from hostfault.daxfs.eventlog import EventLog
 from hostfault.daxfs.nodes import raise_descriptor_limit
 from hostfault.daxfs.vhost_user import PeerError
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rights = {"uid": os.geteuid(), "landlock": abi}
         # By its descriptor: the path may lead through what this user may no longer search.
         directory = Path(f"/proc/self/fd/{share}")
-        settings = Settings(directory, options.window, options.tag, *limits, options.poll)
+        settings = DaemonSettings(directory, options.window, options.tag, *limits, options.poll)
         log.event("listening", shared=str(options.shared), window=options.window, **rights)
         connection, _ = listener.accept()
         listener.close()

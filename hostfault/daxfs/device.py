@@ -42,7 +42,7 @@ PROTOCOL_FEATURES = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class DaemonSettings:
     """What the daemon is started with."""
 
     shared: Path
@@ -57,9 +57,9 @@ class Settings:
 class Device:
     """One connection to a front-end."""
 
-    def __init__(self, connection: socket.socket, settings: Settings, log: EventLog) -> None:
-        self._main = vu.Channel(connection)
-        self._backend: vu.Channel | None = None
+    def __init__(self, connection: socket.socket, settings: DaemonSettings, log: EventLog) -> None:
+        self._main = vu.FrontEndChannel(connection)
+        self._backend: vu.FrontEndChannel | None = None
         self._settings = settings
         self._log = log
         self._protocol_features = 0
@@ -178,7 +178,7 @@ class Device:
         except MalformedError as error:
             raise PeerError(str(error)) from error
 
-    def _await_answer(self, backend: vu.Channel) -> Message:
+    def _await_answer(self, backend: vu.FrontEndChannel) -> Message:
         poll = _poll(self._main.fileno(), backend.fileno())
         while True:
             ready = {fd for fd, _ in poll.poll()}
@@ -263,7 +263,7 @@ class Device:
     def set_backend_req_fd(self, message: Message) -> None:
         """SET_BACKEND_REQ_FD: the socket for our own requests."""
         fd = message.only_fd()
-        backend = vu.Channel(socket.socket(fileno=fd))
+        backend = vu.FrontEndChannel(socket.socket(fileno=fd))
         message.fds.clear()
         if self._backend is not None:
             self._backend.close()

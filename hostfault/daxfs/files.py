@@ -8,7 +8,7 @@ import stat
 
 from hostfault.daxfs import fuse, libc
 from hostfault.daxfs.nodes import Node, error
-from hostfault.daxfs.share import Request, Share
+from hostfault.daxfs.share import FuseRequest, Share
 from hostfault.daxfs.window import Mapping
 from hostfault.daxfs.wire import MalformedError
 
@@ -19,12 +19,12 @@ _PUNCH_HOLE = 0x2
 _FALLOCATE_MODES = 0x1 | _PUNCH_HOLE | 0x10  # KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 
 
-def getattr_(share: Share, request: Request) -> bytes:
+def getattr_(share: Share, request: FuseRequest) -> bytes:
     """GETATTR."""
     return _attributes(share.node(request))
 
 
-def setattr_(share: Share, request: Request) -> bytes:
+def setattr_(share: Share, request: FuseRequest) -> bytes:
     """SETATTR: owner, mode, size and times, in that order (a new owner changes the mode)."""
     wanted = fuse.SetattrIn.decode(request.body)
     node = share.node(request)
@@ -40,21 +40,21 @@ def setattr_(share: Share, request: Request) -> bytes:
     return _attributes(node)
 
 
-def open_(share: Share, request: Request) -> bytes:
+def open_(share: Share, request: FuseRequest) -> bytes:
     """OPEN."""
     node = share.node(request)
     fd = node.open(fuse.OpenIn.decode(request.body).flags)
     return fuse.OpenOut(share.handles.add(fd, node)).encode()
 
 
-def read(share: Share, request: Request) -> bytes:
+def read(share: Share, request: FuseRequest) -> bytes:
     """READ: by pread, so that a file that gets shorter gives fewer bytes, and no signal."""
     wanted = fuse.ReadIn.decode(request.body)
     fd = share.handles.fd(wanted.handle, request.header.node)
     return os.pread(fd, min(wanted.length, request.capacity, MAX_IO), _offset(wanted.offset))
 
 
-def write(share: Share, request: Request) -> bytes:
+def write(share: Share, request: FuseRequest) -> bytes:
     """WRITE."""
     wanted = fuse.ReadIn.decode(request.body)
     data = memoryview(request.body)[fuse.ReadIn.width() :]
@@ -68,19 +68,19 @@ def write(share: Share, request: Request) -> bytes:
     return fuse.WriteOut(os.pwrite(fd, data, _offset(wanted.offset))).encode()
 
 
-def flush(share: Share, request: Request) -> bytes:
+def flush(share: Share, request: FuseRequest) -> bytes:
     """FLUSH: nothing is held back here."""
     share.handles.fd(fuse.HandleIn.decode(request.body).handle, request.header.node)
     return b""
 
 
-def release(share: Share, request: Request) -> bytes:
+def release(share: Share, request: FuseRequest) -> bytes:
     """RELEASE: close a file."""
     share.handles.release(fuse.HandleIn.decode(request.body).handle, request.header.node)
     return b""
 
 
-def fsync(share: Share, request: Request) -> bytes:
+def fsync(share: Share, request: FuseRequest) -> bytes:
     """FSYNC: what was written is in the host's page cache, and that is where it stays.
 
     The shared directory ends with the run, so nothing in it has to outlive a power cut; and while
@@ -90,7 +90,7 @@ def fsync(share: Share, request: Request) -> bytes:
     return b""
 
 
-def fallocate(share: Share, request: Request) -> bytes:
+def fallocate(share: Share, request: FuseRequest) -> bytes:
     """FALLOCATE: allocate, punch a hole, write zeros."""
     wanted = fuse.FallocateIn.decode(request.body)
     if wanted.mode & ~_FALLOCATE_MODES:
@@ -104,7 +104,7 @@ def fallocate(share: Share, request: Request) -> bytes:
     return b""
 
 
-def lseek(share: Share, request: Request) -> bytes:
+def lseek(share: Share, request: FuseRequest) -> bytes:
     """LSEEK: where data or a hole begins; positions are the guest's own affair."""
     wanted = fuse.LseekIn.decode(request.body)
     if wanted.whence not in (os.SEEK_DATA, os.SEEK_HOLE):
@@ -113,7 +113,7 @@ def lseek(share: Share, request: Request) -> bytes:
     return fuse.LseekOut(os.lseek(fd, _offset(wanted.offset), wanted.whence)).encode()
 
 
-def access(share: Share, request: Request) -> bytes:
+def access(share: Share, request: FuseRequest) -> bytes:
     """ACCESS: by owner, group and mode; the guest knows of other groups, this daemon does not."""
     mask = fuse.AccessIn.decode(request.body).mask
     if mask & ~(os.R_OK | os.W_OK | os.X_OK):
@@ -133,7 +133,7 @@ def permitted(st: os.stat_result, uid: int, gid: int, mask: int) -> bool:
     return mask & ~(st.st_mode >> shift) == 0
 
 
-def statfs(share: Share, request: Request) -> bytes:
+def statfs(share: Share, request: FuseRequest) -> bytes:
     """STATFS."""
     st = os.fstatvfs(share.node(request).fd)
     return fuse.StatfsOut(
@@ -148,7 +148,7 @@ def statfs(share: Share, request: Request) -> bytes:
     ).encode()
 
 
-def setupmapping(share: Share, request: Request) -> bytes:
+def setupmapping(share: Share, request: FuseRequest) -> bytes:
     """SETUPMAPPING: map a part of a file into the DAX window."""
     wanted = fuse.SetupmappingIn.decode(request.body)
     node = share.node(request)
@@ -161,7 +161,7 @@ def setupmapping(share: Share, request: Request) -> bytes:
     return b""
 
 
-def removemapping(share: Share, request: Request) -> bytes:
+def removemapping(share: Share, request: FuseRequest) -> bytes:
     """REMOVEMAPPING: unmap ranges of the DAX window."""
     start, step = fuse.RemovemappingIn.width(), fuse.RemovemappingOne.width()
     count = fuse.RemovemappingIn.decode(request.body).count

@@ -390,7 +390,7 @@ class StatfsOut(Wire):
 
 
 @dataclass(frozen=True)
-class Entry(Wire):
+class Dirent(Wire):
     """Before a name in the reply to READDIR; padded to eight bytes."""
 
     inode: U64

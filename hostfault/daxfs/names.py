@@ -13,25 +13,25 @@ from contextlib import suppress
 
 from hostfault.daxfs import fuse, libc
 from hostfault.daxfs.nodes import OPEN_FLAGS, Node, closed_on_error, error
-from hostfault.daxfs.share import Request, Share, component, entry, find
+from hostfault.daxfs.share import FuseRequest, Share, component, entry, find
 
 _RENAME_FLAGS = 1 | 2  # RENAME_NOREPLACE, RENAME_EXCHANGE
 _MAX_TARGET = 4095  # bytes of a symbolic link
 
 
-def lookup(share: Share, request: Request) -> bytes:
+def lookup(share: Share, request: FuseRequest) -> bytes:
     """LOOKUP: the node of a name."""
     (name,) = fuse.names(request.body, 1)
     return entry(find(share, share.node(request), name))
 
 
-def forget(share: Share, request: Request) -> bytes:
+def forget(share: Share, request: FuseRequest) -> bytes:
     """FORGET: take back lookups of one node."""
     share.nodes.forget(request.header.node, fuse.ForgetIn.decode(request.body).lookups)
     return b""
 
 
-def batch_forget(share: Share, request: Request) -> bytes:
+def batch_forget(share: Share, request: FuseRequest) -> bytes:
     """BATCH_FORGET: take back lookups of many nodes."""
     start, step = fuse.BatchForgetIn.width(), fuse.ForgetOne.width()
     for position in range(fuse.BatchForgetIn.decode(request.body).count):
@@ -41,7 +41,7 @@ def batch_forget(share: Share, request: Request) -> bytes:
     return b""
 
 
-def mkdir(share: Share, request: Request) -> bytes:
+def mkdir(share: Share, request: FuseRequest) -> bytes:
     """MKDIR."""
     wanted = fuse.MkdirIn.decode(request.body)
     directory, name = _target(share, request, fuse.MkdirIn.width())
@@ -49,7 +49,7 @@ def mkdir(share: Share, request: Request) -> bytes:
     return _created(share, request, directory, name, wanted.mode)
 
 
-def mknod(share: Share, request: Request) -> bytes:
+def mknod(share: Share, request: FuseRequest) -> bytes:
     """MKNOD: regular files, FIFOs and sockets; a guest makes no devices on the host."""
     wanted = fuse.MknodIn.decode(request.body)
     if stat.S_IFMT(wanted.mode) not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK):
@@ -59,7 +59,7 @@ def mknod(share: Share, request: Request) -> bytes:
     return _created(share, request, directory, name, wanted.mode)
 
 
-def symlink(share: Share, request: Request) -> bytes:
+def symlink(share: Share, request: FuseRequest) -> bytes:
     """SYMLINK: the target is text that this daemon never follows."""
     name, target = fuse.names(request.body, 2)
     if not 0 < len(target) <= _MAX_TARGET:
@@ -70,7 +70,7 @@ def symlink(share: Share, request: Request) -> bytes:
     return _created(share, request, directory, name, None)
 
 
-def link(share: Share, request: Request) -> bytes:
+def link(share: Share, request: FuseRequest) -> bytes:
     """LINK: one more name for a node."""
     node = share.nodes.get(fuse.LinkIn.decode(request.body).node)
     directory, name = _target(share, request, fuse.LinkIn.width())
@@ -78,7 +78,7 @@ def link(share: Share, request: Request) -> bytes:
     return entry(find(share, directory, name))
 
 
-def create(share: Share, request: Request) -> bytes:
+def create(share: Share, request: FuseRequest) -> bytes:
     """CREATE: make and open a regular file, or open the one that is there."""
     wanted = fuse.CreateIn.decode(request.body)
     directory, name = _target(share, request, fuse.CreateIn.width())
@@ -103,27 +103,27 @@ def create(share: Share, request: Request) -> bytes:
     return entry(node) + fuse.OpenOut(handle).encode()
 
 
-def unlink(share: Share, request: Request) -> bytes:
+def unlink(share: Share, request: FuseRequest) -> bytes:
     """UNLINK."""
     (name,) = fuse.names(request.body, 1)
     os.unlink(component(name), dir_fd=share.node(request).fd)
     return b""
 
 
-def rmdir(share: Share, request: Request) -> bytes:
+def rmdir(share: Share, request: FuseRequest) -> bytes:
     """RMDIR."""
     (name,) = fuse.names(request.body, 1)
     os.rmdir(component(name), dir_fd=share.node(request).fd)
     return b""
 
 
-def rename(share: Share, request: Request) -> bytes:
+def rename(share: Share, request: FuseRequest) -> bytes:
     """RENAME."""
     wanted = fuse.RenameIn.decode(request.body)
     return _rename(share, request, wanted.new_directory, fuse.RenameIn.width(), 0)
 
 
-def rename2(share: Share, request: Request) -> bytes:
+def rename2(share: Share, request: FuseRequest) -> bytes:
     """RENAME2: rename with flags."""
     wanted = fuse.Rename2In.decode(request.body)
     if wanted.flags & ~_RENAME_FLAGS:
@@ -131,18 +131,18 @@ def rename2(share: Share, request: Request) -> bytes:
     return _rename(share, request, wanted.new_directory, fuse.Rename2In.width(), wanted.flags)
 
 
-def readlink(share: Share, request: Request) -> bytes:
+def readlink(share: Share, request: FuseRequest) -> bytes:
     """READLINK: the target as text."""
     return os.readlink(b"", dir_fd=share.node(request).fd)
 
 
-def _rename(share: Share, request: Request, new: int, start: int, flags: int) -> bytes:
+def _rename(share: Share, request: FuseRequest, new: int, start: int, flags: int) -> bytes:
     old_name, new_name = map(component, fuse.names(request.body[start:], 2))
     libc.rename(share.node(request).fd, old_name, share.nodes.get(new).fd, new_name, flags)
     return b""
 
 
-def _target(share: Share, request: Request, start: int) -> tuple[Node, bytes]:
+def _target(share: Share, request: FuseRequest, start: int) -> tuple[Node, bytes]:
     """The directory and the name of something to be made; nothing is, if it can't have a node."""
     share.check_new()
     (name,) = fuse.names(request.body[start:], 1)
@@ -150,7 +150,7 @@ def _target(share: Share, request: Request, start: int) -> tuple[Node, bytes]:
 
 
 def _created(
-    share: Share, request: Request, directory: Node, name: bytes, mode: int | None
+    share: Share, request: FuseRequest, directory: Node, name: bytes, mode: int | None
 ) -> bytes:
     node = find(share, directory, name)
     with share.nodes.kept(node):
@@ -158,7 +158,7 @@ def _created(
     return entry(node)
 
 
-def _give_to_caller(request: Request, directory: Node, node: Node, mode: int | None) -> None:
+def _give_to_caller(request: FuseRequest, directory: Node, node: Node, mode: int | None) -> None:
     """Make the caller in the guest the owner, if this daemon may do that.
 
     A directory with the set-group-ID bit decides on the group itself. Changing the owner clears

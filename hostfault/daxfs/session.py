@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from hostfault.daxfs import directories, files, fuse, names
 from hostfault.daxfs.fuse import InHeader, InitIn, InitOut, Opcode, OutHeader
-from hostfault.daxfs.share import Request, Share
+from hostfault.daxfs.share import FuseRequest, Share
 from hostfault.daxfs.vhost_user import PeerError
 from hostfault.daxfs.wire import MalformedError
 
@@ -22,7 +22,7 @@ FLAGS = (
     | fuse.MAP_ALIGNMENT
 )
 
-Operation = Callable[[Share, Request], bytes]
+Operation = Callable[[Share, FuseRequest], bytes]
 
 OPERATIONS: Mapping[int, Operation] = {
     Opcode.LOOKUP: names.lookup,
@@ -83,7 +83,7 @@ class Session:
             self._share.log.refused(str(error))
             return b""
         body = data[InHeader.width() : header.length]
-        request = Request(header, body, capacity - OutHeader.width())
+        request = FuseRequest(header, body, capacity - OutHeader.width())
         number, reply = self._attempt(request, len(data))
         if header.opcode in NO_REPLY:
             return b""
@@ -95,7 +95,7 @@ class Session:
             number, reply = errno.EIO, b""
         return OutHeader(OutHeader.width() + len(reply), -number, header.unique).encode() + reply
 
-    def _attempt(self, request: Request, length: int) -> tuple[int, bytes]:
+    def _attempt(self, request: FuseRequest, length: int) -> tuple[int, bytes]:
         """Errno and answer."""
         try:
             if request.header.length != length:
@@ -112,7 +112,7 @@ class Session:
             self._share.log.event("bug", opcode=request.header.opcode, error=repr(error))
             return errno.EIO, b""
 
-    def _operate(self, request: Request) -> bytes:
+    def _operate(self, request: FuseRequest) -> bytes:
         opcode = request.header.opcode
         if opcode == Opcode.INIT:
             return self._init(request)
@@ -127,7 +127,7 @@ class Session:
             raise OSError(errno.ENOSYS, "")
         return operation(self._share, request)
 
-    def _init(self, request: Request) -> bytes:
+    def _init(self, request: FuseRequest) -> bytes:
         """INIT: agree on a version; a second one means that the guest was started anew."""
         theirs = InitIn.decode(request.body)
         if theirs.major < fuse.MAJOR or (
@@ -157,7 +157,7 @@ class Session:
         self._share.log.event("destroy")
         return b""
 
-    def _refuse(self, request: Request, reason: str) -> None:
+    def _refuse(self, request: FuseRequest, reason: str) -> None:
         header = request.header
         self._share.log.refused(reason, opcode=header.opcode, node=header.node)
 

@@ -17,7 +17,7 @@ BLOCK = 4096  # bytes that something new may take
 
 
 @dataclass(frozen=True)
-class Request:
+class FuseRequest:
     """A FUSE request whose length has been checked."""
 
     header: InHeader
@@ -35,7 +35,7 @@ class Share:
     log: EventLog
     keep_free: int = 0  # bytes of the host's file system that are not for the guest
 
-    def node(self, request: Request) -> Node:
+    def node(self, request: FuseRequest) -> Node:
         """The node that a request is about. Raises OSError (ESTALE)."""
         return self.nodes.get(request.header.node)
 

@@ -219,7 +219,7 @@ def name_of(request: int) -> str:
         return f"request {request}"
 
 
-class Channel:
+class FrontEndChannel:
     """A connected UNIX stream socket that carries messages in both directions.
 
     It never waits: a peer that sends half a message, or does not read, holds up nobody else.

@@ -22,7 +22,7 @@ from hostfault.case.model import Scenario
 from hostfault.case.settings import Settings
 from hostfault.fs import suites
 from hostfault.fs.send import send_program, send_tree
-from hostfault.fs.suites import Outcome
+from hostfault.fs.suites import PartOutcome
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
@@ -40,7 +40,7 @@ class Part:
     """What is run in one fork."""
 
     name: str
-    run: Callable[[Testbed], Iterator[Outcome]]
+    run: Callable[[Testbed], Iterator[PartOutcome]]
 
 
 def pjdfstest_parts(source: Path, only: Sequence[str] = ()) -> Iterator[Part]:
@@ -53,8 +53,8 @@ def pjdfstest_parts(source: Path, only: Sequence[str] = ()) -> Iterator[Part]:
         yield Part(f"pjdfstest {folder}", _pjdfstest(archive, list(names)))
 
 
-def _pjdfstest(archive: bytes, names: Sequence[str]) -> Callable[[Testbed], Iterator[Outcome]]:
-    def run(testbed: Testbed) -> Iterator[Outcome]:
+def _pjdfstest(archive: bytes, names: Sequence[str]) -> Callable[[Testbed], Iterator[PartOutcome]]:
+    def run(testbed: Testbed) -> Iterator[PartOutcome]:
         agent, guest = testbed.agent, testbed.guest
         patience = Deadline(60.0, "pjdfstest to be sent")
         send_tree(agent, guest, archive, "/tmp", patience)  # noqa: S108 (in the guest)
@@ -78,8 +78,8 @@ def fsx_parts(source: Path, only: Sequence[str], operations: int, seed: int) -> 
             yield Part(f"fsx {name}", _fsx(program, name, command))
 
 
-def _fsx(program: bytes, name: str, command: str) -> Callable[[Testbed], Iterator[Outcome]]:
-    def run(testbed: Testbed) -> Iterator[Outcome]:
+def _fsx(program: bytes, name: str, command: str) -> Callable[[Testbed], Iterator[PartOutcome]]:
+    def run(testbed: Testbed) -> Iterator[PartOutcome]:
         guest, patience = testbed.guest, Deadline(60.0, "fsx to be sent")
         send_program(testbed.agent, guest, program, "/tmp/fsx", patience)  # noqa: S108
         answer = guest.run(command, Deadline(FSX_PATIENCE, f"fsx {name}"))
@@ -92,7 +92,7 @@ def _wanted(name: str, only: Sequence[str]) -> bool:
     return not only or any(text in name for text in only)
 
 
-def run_part(lab: Lab, part: Part, folder: Path) -> list[Outcome]:
+def run_part(lab: Lab, part: Part, folder: Path) -> list[PartOutcome]:
     """Run it; again if the guest is lost. Raises :class:`HostfaultError`."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -116,14 +116,14 @@ def _check_log(text: str) -> None:
 
 
 @contextmanager
-def _kept(path: Path | None) -> Iterator[Callable[[Outcome], None]]:
+def _kept(path: Path | None) -> Iterator[Callable[[PartOutcome], None]]:
     """Where outcomes are noted as they come, one line of JSON each."""
     if path is None:
         yield lambda _: None
         return
     with path.open("a") as stream:
 
-        def keep(outcome: Outcome) -> None:
+        def keep(outcome: PartOutcome) -> None:
             stream.write(json.dumps(asdict(outcome)) + "\n")
             stream.flush()
 
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (options.pjdfstest or options.fstests):
         parser.error("name the sources of a suite: --pjdfstest DIR, --fstests DIR")
     settings = Settings(host=options.host, host_kernel=options.host_kernel)
-    outcomes: list[Outcome] = []
+    outcomes: list[PartOutcome] = []
     try:
         parts: list[Part] = []
         if options.pjdfstest:

@@ -41,7 +41,7 @@ FSX_RUNS = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PartOutcome:
     """What became of one part of a suite."""
 
     suite: str
@@ -78,20 +78,20 @@ def pjdfstest_command(name: str, where: str) -> str:
     return f"{fresh} && sh /tmp/pjdfstest/tests/{name} 2>&1 | {_SUMMARY}"
 
 
-def read_tap(name: str, text: str) -> Outcome:
+def read_tap(name: str, text: str) -> PartOutcome:
     """What a test of pjdfstest came to, from its plan and its counts."""
     plan = re.search(r"^1\.\.(\d+)(.*)$", text, re.MULTILINE)
     counts = re.search(r"^ok (\d+) bad (\d+)$", text, re.MULTILINE)
     if plan is None or counts is None:
-        return Outcome("pjdfstest", name, "failed", f"no plan or no end: {text[-300:].strip()}")
+        return PartOutcome("pjdfstest", name, "failed", f"no plan or no end: {text[-300:].strip()}")
     planned, good, bad = int(plan[1]), int(counts[1]), int(counts[2])
     if planned == 0:
-        return Outcome("pjdfstest", name, "skipped", plan[2].strip(" #"))
+        return PartOutcome("pjdfstest", name, "skipped", plan[2].strip(" #"))
     if bad or good != planned:
         lines = [line[:200] for line in text.splitlines() if line.startswith("not ok")]
         words = "; ".join(lines[:20]) or "some are missing"
-        return Outcome("pjdfstest", name, "failed", f"{good} of {planned}: {words}")
-    return Outcome("pjdfstest", name, "passed", f"{good}")
+        return PartOutcome("pjdfstest", name, "failed", f"{good} of {planned}: {words}")
+    return PartOutcome("pjdfstest", name, "passed", f"{good}")
 
 
 def fsx_program(source: Path, place: Path) -> bytes:
@@ -109,18 +109,20 @@ def fsx_command(options: str, where: str, operations: int, seed: int) -> str:
     return f"rm -f {file}*; cd /tmp; {line}; code=$?; tail -n 30 fsx.log; exit $code"
 
 
-def read_fsx(name: str, code: int, text: str) -> Outcome:
+def read_fsx(name: str, code: int, text: str) -> PartOutcome:
     """What a run of fsx came to."""
     verdict = "passed" if code == 0 else "failed"
-    return Outcome("fsx", name, verdict, "" if code == 0 else f"exit code {code}: {text[-600:]}")
+    return PartOutcome(
+        "fsx", name, verdict, "" if code == 0 else f"exit code {code}: {text[-600:]}"
+    )
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
+def table(outcomes: Sequence[PartOutcome]) -> str:
     """Counts of each suite, then every failure."""
     return "\n".join(_lines(outcomes))
 
 
-def _lines(outcomes: Sequence[Outcome]) -> Iterator[str]:
+def _lines(outcomes: Sequence[PartOutcome]) -> Iterator[str]:
     yield f"{'suite':12}{'passed':>8}{'failed':>8}{'skipped':>9}"
     for suite in dict.fromkeys(outcome.suite for outcome in outcomes):
         verdicts = [outcome.verdict for outcome in outcomes if outcome.suite == suite]

@@ -43,7 +43,7 @@ class BusyError(SetupError):
 
 
 @dataclass(frozen=True)
-class MachineFacts:
+class KeeperFacts:
     """What the keeper said of its machine."""
 
     directory: str  # the keeper's, for our files
@@ -61,7 +61,7 @@ class LeasedMachine:
         self, target: Target, client: paramiko.SSHClient, words: paramiko.Channel, told: Any
     ) -> None:
         self.target = target
-        self.facts = MachineFacts(**told)
+        self.facts = KeeperFacts(**told)
         self.agents = 0  # that were asked for
         self._client = client
         self._words = words  # to the keeper, and its answers

@@ -18,7 +18,8 @@ from hostfault.matrix.result import ERROR, Run
 from hostfault.plugin import sets
 from hostfault.plugin.cases import case_id
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import HostfaultError, UsageError
+from hostfault.plumbing.errors import UsageError
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.project import PROJECT
 
 FIXES = ("error-table", "exit-request", "fail-at-once", "tell-user-space@mce")
@@ -132,11 +133,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HostfaultError as error:
-        print(f"ci/matrix: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nci/matrix: stopped; what was measured is kept", file=sys.stderr)
-        sys.exit(130)
+    end_with(main, "ci/matrix", trouble=2, stopped="stopped; what was measured is kept")

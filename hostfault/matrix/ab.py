@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,11 +19,11 @@ from hostfault.case.model import RecoveryKind, VerdictKind
 from hostfault.fault import FAULTS
 from hostfault.matrix.compare import RECOVERIES, Pair, pairs, unknown
 from hostfault.matrix.measure import Pytest, measure
-from hostfault.matrix.result import ERROR, Result, Run
+from hostfault.matrix.result import ERROR, CellResult, Run
 from hostfault.plugin import sets
 from hostfault.plugin.cases import case_id
 from hostfault.plumbing.deadline import wall_clock
-from hostfault.plumbing.errors import HostfaultError
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.project import PROJECT
 
 NOWHERE_WORSE, SOMEWHERE_WORSE, TROUBLE = 0, 1, 2
@@ -171,7 +170,7 @@ def _about(fault: str) -> str:
     return (inspect.getdoc(FAULTS[fault]) or "").split("\n\n")[0].replace("\n", " ").rstrip(".")
 
 
-def _name(result: Result) -> str:
+def _name(result: CellResult) -> str:
     return case_id(result.scenario)
 
 
@@ -236,11 +235,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HostfaultError as error:
-        print(f"ci/ab: {error}", file=sys.stderr)
-        sys.exit(TROUBLE)
-    except KeyboardInterrupt:
-        print("\nci/ab: stopped", file=sys.stderr)
-        sys.exit(130)
+    end_with(main, "ci/ab", trouble=TROUBLE)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from hostfault.case.model import RecoveryKind, VerdictKind
-from hostfault.matrix.result import ERROR, Result, has_page, is_right
+from hostfault.matrix.result import ERROR, CellResult, has_page, is_right
 
 # How bad a verdict is where there is no page: who learns of it, and what is left.
 WITHOUT_PAGE: Mapping[str, int] = {
@@ -40,8 +40,8 @@ RECOVERIES: Mapping[str, int] = {
 class Pair:
     """One cell on two kernels."""
 
-    base: Result
-    patched: Result
+    base: CellResult
+    patched: CellResult
 
     @property
     def verdict(self) -> int:
@@ -70,7 +70,7 @@ class Pair:
         return not self.differs and not is_right(self.base)
 
 
-def badness(result: Result) -> int:
+def badness(result: CellResult) -> int:
     """How bad a verdict is, 0 for right."""
     rank = WITHOUT_PAGE[result.verdict]
     if has_page(result.scenario):
@@ -78,14 +78,14 @@ def badness(result: Result) -> int:
     return rank
 
 
-def pairs(base: Mapping[str, Result], patched: Mapping[str, Result]) -> list[Pair]:
+def pairs(base: Mapping[str, CellResult], patched: Mapping[str, CellResult]) -> list[Pair]:
     """The cells that both have a verdict of."""
     both = (Pair(base[name], patched[name]) for name in base if name in patched)
     return [pair for pair in both if ERROR not in (pair.base.verdict, pair.patched.verdict)]
 
 
 def unknown(
-    base: Mapping[str, Result], patched: Mapping[str, Result], wanted: Iterable[str]
+    base: Mapping[str, CellResult], patched: Mapping[str, CellResult], wanted: Iterable[str]
 ) -> list[str]:
     """The cells of which one of the two has no verdict."""
     return [

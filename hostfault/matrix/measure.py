@@ -14,7 +14,7 @@ from typing import Any
 
 from hostfault.case import folder as files
 from hostfault.case.model import Scenario
-from hostfault.matrix.result import ERROR, Result, Run
+from hostfault.matrix.result import ERROR, CellResult, Run
 from hostfault.plugin.cases import case_id
 from hostfault.plumbing.deadline import Deadline, wall_clock
 from hostfault.plumbing.errors import BrokenHarnessError
@@ -85,7 +85,7 @@ def options_of(kernel: str) -> tuple[str, ...]:
 def read(kernel: str, cells: Sequence[Scenario], folder: Path) -> Run:
     """What :func:`measure` has left of these cells; those that it did not come to are missing."""
     artifacts = folder / _ARTIFACTS
-    results: dict[str, Result] = {}
+    results: dict[str, CellResult] = {}
     release = build_id = ""
     for cell in cells:
         left = artifacts / f"test_cell-{case_id(cell)}"
@@ -94,16 +94,16 @@ def read(kernel: str, cells: Sequence[Scenario], folder: Path) -> Run:
             release, build_id = said["host_release"], said["kvm_build_id"]
         elif (left / files.ERROR).exists():
             trouble = (left / files.ERROR).read_text().splitlines()[0]
-            results[case_id(cell)] = Result(cell, ERROR, "", trouble, 0.0)
+            results[case_id(cell)] = CellResult(cell, ERROR, "", trouble, 0.0)
     day = time.strftime("%Y-%m-%d", time.gmtime(wall_clock()))
     return Run(kernel, release, build_id, (day,), results)
 
 
-def _result(cell: Scenario, said: Mapping[str, Any]) -> Result:
+def _result(cell: Scenario, said: Mapping[str, Any]) -> CellResult:
     """The answers in a verdict.json."""
     recovery = said["recovery"]["kind"] if said["recovery"] else ""
     seconds = round(sum(said["seconds"].values()), 2)
-    return Result(cell, said["verdict"], recovery, said["summary"], seconds)
+    return CellResult(cell, said["verdict"], recovery, said["summary"], seconds)
 
 
 def _json(path: Path) -> Mapping[str, Any] | None:

@@ -9,7 +9,7 @@ from statistics import median
 
 from hostfault.case.model import RecoveryKind, Scenario, VerdictKind
 from hostfault.matrix.compare import pairs
-from hostfault.matrix.result import ERROR, Result, Run, cells_of, has_page, is_right
+from hostfault.matrix.result import ERROR, CellResult, Run, cells_of, has_page, is_right
 from hostfault.plugin.cases import case_id
 from hostfault.plugin.sets import Matrix
 
@@ -37,7 +37,7 @@ goes on by itself; a ring, it goes on once QMP `cont` has set the VM going; a cr
 
 
 @dataclass(frozen=True)
-class Line:
+class AlikeCells:
     """Cells that came to the same on every kernel, told together."""
 
     backing: str
@@ -92,7 +92,7 @@ def _counts(runs: Sequence[Run]) -> str:
     return f"{verdicts}\n{recoveries}"
 
 
-def _counted(runs: Sequence[Run], what: str, of: Callable[[Result], str]) -> str:
+def _counted(runs: Sequence[Run], what: str, of: Callable[[CellResult], str]) -> str:
     """How many cells came to each answer, kernels side by side."""
     columns = [Counter(map(of, run.results.values())) for run in runs]
     names = sorted({name for column in columns for name in column})
@@ -120,7 +120,7 @@ def _tables(runs: Sequence[Run]) -> Iterator[str]:
         yield ""
 
 
-def lines(runs: Sequence[Run]) -> list[Line]:
+def lines(runs: Sequence[Run]) -> list[AlikeCells]:
     """The cells as lines; accesses that came to the same are on one."""
     grouped: dict[tuple[str, str, str, tuple[str, ...]], list[str]] = {}
     for cell in cells_of(runs):
@@ -128,7 +128,7 @@ def lines(runs: Sequence[Run]) -> list[Line]:
         key = (cell.backing, cell.fault, configuration_of(cell), answers)
         grouped.setdefault(key, []).append(cell.access)
     return [
-        Line(backing, fault, configuration, tuple(accesses), answers)
+        AlikeCells(backing, fault, configuration, tuple(accesses), answers)
         for (backing, fault, configuration, answers), accesses in grouped.items()
     ]
 
@@ -196,7 +196,7 @@ def _against(stock: Run, fix: Run) -> Iterator[str]:
     )
 
 
-def _where(results: Iterable[Result]) -> str:
+def _where(results: Iterable[CellResult]) -> str:
     """In which faults, and in how many cells of which backings."""
     places: dict[str, Counter[str]] = {}
     for each in results:

@@ -37,7 +37,7 @@ DARK = {"#2b2b2b", "#009e73", "#d55e00"}  # letters on them are white
 SQUARE = 0.2  # inches
 ABREAST = 3  # panels in a row; what is wider cannot be read on a page
 
-Row = tuple[str, str]  # backing, and fault with the kind of guest; "" for the backing's heading
+RowKey = tuple[str, str]  # backing, and fault with the kind of guest; "" for the backing's heading
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
@@ -65,9 +65,9 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     plt.close(figure)
 
 
-def rows_of(runs: Sequence[Run]) -> list[Row]:
+def rows_of(runs: Sequence[Run]) -> list[RowKey]:
     """The rows of a panel: below a heading for each backing its faults."""
-    rows: dict[Row, None] = {}
+    rows: dict[RowKey, None] = {}
     for cell in cells_of(runs):
         rows.setdefault((cell.backing, ""))
         rows.setdefault(_row(cell))
@@ -75,12 +75,12 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     return sorted(rows, key=lambda row: backings.index(row[0]))
 
 
-def _row(cell: Scenario) -> Row:
+def _row(cell: Scenario) -> RowKey:
     kind = configuration_of(cell)
     return cell.backing, cell.fault if kind == "apf" else f"{cell.fault}, {kind}"
 
 
-def _name_rows(axes: Any, rows: Sequence[Row]) -> None:
+def _name_rows(axes: Any, rows: Sequence[RowKey]) -> None:
     axes.set_yticks(range(len(rows)), [fault or backing for backing, fault in rows], fontsize=7)
     for label, (_, fault) in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_fontweight("normal" if fault else "bold")

@@ -23,7 +23,7 @@ _WAS, _STORED = 1, 2  # any two bytes
 
 
 @dataclass(frozen=True)
-class Result:
+class CellResult:
     """What one cell came to on one kernel."""
 
     scenario: Scenario
@@ -46,7 +46,7 @@ class Run:
     release: str  # as the host said
     kvm_build_id: str  # of the module that was loaded there
     dates: tuple[str, ...]  # of the measurements, ISO 8601
-    results: Mapping[str, Result]  # by the cell's id
+    results: Mapping[str, CellResult]  # by the cell's id
 
     def merged(self, other: Run) -> Run:
         """With what was measured later; of a cell that both have, the later answer counts."""
@@ -63,7 +63,7 @@ def has_page(scenario: Scenario) -> bool:
     return fault.expected(access, _WAS, _STORED) is not None
 
 
-def is_right(result: Result) -> bool:
+def is_right(result: CellResult) -> bool:
     """Whether the verdict is one that a test passes for, where an exit of the VM will do."""
     if has_page(result.scenario):
         return result.verdict == VerdictKind.OK
@@ -95,7 +95,7 @@ def _kernel_text(run: Run) -> str:
     return f'{json.dumps(run.kernel)}: {{{head}, "cells": {{\n{cells}\n}}}}'
 
 
-def _entry(result: Result) -> dict[str, Any]:
+def _entry(result: CellResult) -> dict[str, Any]:
     entry = dataclasses.asdict(result)
     return {**entry.pop("scenario"), **entry}
 
@@ -111,11 +111,11 @@ def _run(kernel: str, entry: Mapping[str, Any]) -> Run:
     )
 
 
-def _result(entry: Mapping[str, Any]) -> Result:
+def _result(entry: Mapping[str, Any]) -> CellResult:
     parts = [field.name for field in dataclasses.fields(Scenario)]
     scenario = Scenario(**{part: entry[part] for part in parts})
     rest = {name: value for name, value in entry.items() if name not in parts}
-    return Result(scenario, **rest)
+    return CellResult(scenario, **rest)
 
 
 def cells_of(runs: Sequence[Run]) -> list[Scenario]:

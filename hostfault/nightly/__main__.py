@@ -17,9 +17,9 @@ from hostfault.nightly.baseline import as_toml, choose, from_night
 from hostfault.nightly.kernels import check_out
 from hostfault.nightly.night import Runner, resumed
 from hostfault.nightly.results import LOCAL, Result
-from hostfault.nightly.runs import Programs
+from hostfault.nightly.runs import PytestPrograms
 from hostfault.nightly.shards import merge, shard_options
-from hostfault.nightly.store import Night, Store, keep_seconds, replace_text
+from hostfault.nightly.store import Night, NightStore, keep_seconds, replace_text
 from hostfault.nightly.submit import submit
 from hostfault.plumbing.deadline import wall_clock
 from hostfault.plumbing.errors import HostfaultError, UsageError
@@ -36,11 +36,11 @@ CODES = (
 )
 
 
-def main(words: Sequence[str] | None = None, programs: Programs | None = None) -> int:
+def main(words: Sequence[str] | None = None, programs: PytestPrograms | None = None) -> int:
     """Do what is asked; returns the exit code."""
     asked = _parser().parse_args(words)
-    programs = programs or Programs()
-    store = Store(Path(asked.results).absolute())
+    programs = programs or PytestPrograms()
+    store = NightStore(Path(asked.results).absolute())
     try:
         with lock.held(store.root / "lock", "ci/nightly " + " ".join(words or sys.argv[1:])):
             if asked.accept_as_baseline is not None:
@@ -56,7 +56,7 @@ def main(words: Sequence[str] | None = None, programs: Programs | None = None) -
         return news.TROUBLE
 
 
-def _night(asked: argparse.Namespace, store: Store, programs: Programs) -> int:
+def _night(asked: argparse.Namespace, store: NightStore, programs: PytestPrograms) -> int:
     keep = keep_seconds(asked.keep)  # a wrong one is told before the night, not after it
     finish.tidy(store)
     night = _to_go_on(asked, store)
@@ -84,7 +84,7 @@ def _night(asked: argparse.Namespace, store: Store, programs: Programs) -> int:
     return code
 
 
-def _to_go_on(asked: argparse.Namespace, store: Store) -> Night | None:
+def _to_go_on(asked: argparse.Namespace, store: NightStore) -> Night | None:
     """The last night, if it was stopped and is the one that is asked for."""
     unfinished = [night for night in store.nights() if not night.finished]
     last = unfinished[-1] if unfinished else None
@@ -98,7 +98,7 @@ def _to_go_on(asked: argparse.Namespace, store: Store) -> Night | None:
     ):
         for night in unfinished:
             _say(f"{night.name} was stopped and is not gone on with; what it had is kept")
-            found = Runner(store, night, Programs(), (), lambda _: False, _say).found()
+            found = Runner(store, night, PytestPrograms(), (), lambda _: False, _say).found()
             finish.finish(store, night, found, choose("last-green", store, night.name))
         return None
     return resumed(last, store)
@@ -128,7 +128,7 @@ def _default_kernels() -> dict[str, str]:
     return ({LOCAL: LOCAL} if KVM.exists() else {}) | {newest(): newest()}
 
 
-def _new(asked: argparse.Namespace, store: Store, programs: Programs) -> Night:
+def _new(asked: argparse.Namespace, store: NightStore, programs: PytestPrograms) -> Night:
     set_name, minutes, shard, options, kernels = _asked_of(asked)
     wanted, notes = check_out(kernels, store.root / "trees")
     cases = runs.collect(programs, set_name, shard_options(shard))
@@ -149,7 +149,7 @@ def _new(asked: argparse.Namespace, store: Store, programs: Programs) -> Night:
     )
 
 
-def _accept(asked: argparse.Namespace, store: Store) -> int:
+def _accept(asked: argparse.Namespace, store: NightStore) -> int:
     night = next((each for each in reversed(store.nights()) if each.finished), None)
     if night is None:
         raise UsageError(f"--accept-as-baseline: no night has ended in {store.root}")
@@ -161,7 +161,7 @@ def _accept(asked: argparse.Namespace, store: Store) -> int:
     return 0
 
 
-def _merge(asked: argparse.Namespace, store: Store) -> int:
+def _merge(asked: argparse.Namespace, store: NightStore) -> int:
     night, found = merge(store, [Path(each) for each in asked.merge], wall_clock())
     baseline = choose(asked.baseline, store, night.name)
     night, code = finish.finish(store, night, found, baseline)
@@ -169,7 +169,7 @@ def _merge(asked: argparse.Namespace, store: Store) -> int:
     return code
 
 
-def _show(store: Store, night: Night, url: str | None) -> None:
+def _show(store: NightStore, night: Night, url: str | None) -> None:
     folder = store.folder(night.name)
     summary = (folder / "summary.md").read_text()
     print(summary)

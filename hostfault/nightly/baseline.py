@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hostfault.nightly import results
-from hostfault.nightly.results import Key, Outcome, Result
-from hostfault.nightly.store import Night, Store
+from hostfault.nightly.results import Key, Result, Status
+from hostfault.nightly.store import Night, NightStore
 from hostfault.plumbing.errors import UsageError
 from hostfault.plumbing.versions import Range, range_of, version_of
 
@@ -48,7 +48,7 @@ class OfNights:
         self._known: dict[Key, tuple[str, Result]] = {}
         for night, found in nights:
             for key, result in results.latest(found).items():
-                if not result.outcome.is_trouble and result.outcome is not Outcome.SKIPPED:
+                if not result.outcome.is_trouble and result.outcome is not Status.SKIPPED:
                     self._known.setdefault(key, (night, result))
 
     def expected(self, result: Result) -> Expected | None:
@@ -101,7 +101,7 @@ class OfFile:
         return None
 
 
-def choose(text: str, store: Store, before: str) -> Baseline:
+def choose(text: str, store: NightStore, before: str) -> Baseline:
     """The baseline that ``--baseline`` names, for a night. Raises :class:`UsageError`."""
     if text == "last-green":
         green = [night for night in store.before(before) if night.nothing_is_worse]
@@ -150,7 +150,7 @@ def from_night(night: Night, found: Iterable[Result], reason: str, link: str) ->
     known = [
         result
         for result in results.latest(found).values()
-        if not result.outcome.is_trouble and result.outcome is not Outcome.SKIPPED
+        if not result.outcome.is_trouble and result.outcome is not Status.SKIPPED
     ]
     reason = reason or f"accepted as it was in {night.name}"
     packaged = [each for each in known if _version(each) and each.kernel != results.LOCAL]

@@ -22,12 +22,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hostfault.nightly.night import Runner
-from hostfault.nightly.results import Key, Outcome, Result
-from hostfault.nightly.runs import Programs
-from hostfault.nightly.store import Store
+from hostfault.nightly.results import Key, Result, Status
+from hostfault.nightly.runs import PytestPrograms
+from hostfault.nightly.store import NightStore
 from hostfault.plumbing.deadline import Deadline, now, poll, wall_clock
-from hostfault.plumbing.errors import DeadlineError, HostfaultError, SetupError
+from hostfault.plumbing.errors import DeadlineError, SetupError
 from hostfault.plumbing.process import spawn
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.project import PROJECT
 
 ALL_RIGHT, WRONG, USAGE = 0, 1, 2
@@ -182,7 +183,7 @@ class Chaos:
 
     def _measure(self) -> None:
         """An undisturbed night: what the verdicts are, and how long it takes."""
-        store = Store(self._folder / "undisturbed")
+        store = NightStore(self._folder / "undisturbed")
         begun = now()
         with self._start(store) as child:
             child.wait(NIGHT)
@@ -196,7 +197,7 @@ class Chaos:
 
     def _night(self, kills: int, deadline: Deadline) -> None:
         """One night, begun as often as it takes; the kills end when there were enough."""
-        store = Store(self._folder / "nights")
+        store = NightStore(self._folder / "nights")
         before = set(store.names())
         family: list[Family] = []
         reported: dict[tuple[Key, int], str] = {}
@@ -217,7 +218,7 @@ class Chaos:
         self._look_for_wrongs(found)
         self._look_for_rests(family)
 
-    def _disturb(self, store: Store, kind: str, at: float) -> Family:
+    def _disturb(self, store: NightStore, kind: str, at: float) -> Family:
         """Start the night, and after ``at`` seconds kill; without a kind let it end."""
         with self._start(store) as child:
             family = Family(child.pid)
@@ -245,11 +246,11 @@ class Chaos:
             poll(gone, lambda: True if not family.alive() else None, TICK)
         return family
 
-    def _results(self, store: Store, name: str) -> list[Result]:
+    def _results(self, store: NightStore, name: str) -> list[Result]:
         night = store.night(name)
         if night.finished:
             return store.results(name)
-        return Runner(store, night, Programs(), (), lambda _: False, lambda _: None).found()
+        return Runner(store, night, PytestPrograms(), (), lambda _: False, lambda _: None).found()
 
     def _look_for_losses(
         self, reported: Mapping[tuple[Key, int], str], found: Iterable[Result]
@@ -265,7 +266,7 @@ class Chaos:
             if each.outcome.is_trouble:
                 count = self.figures.trouble.get(each.reason, 0)
                 self.figures.trouble[each.reason] = count + 1
-            elif each.outcome is not Outcome.SKIPPED and each.word != self._expected.get(each.key):
+            elif each.outcome is not Status.SKIPPED and each.word != self._expected.get(each.key):
                 self.figures.wrong.append(f"{each.kernel} {each.case}: {each.word}: {each.summary}")
 
     def _look_for_rests(self, families: Sequence[Family]) -> None:
@@ -278,7 +279,7 @@ class Chaos:
             if path.name.split("-")[1] in ours:
                 self.figures.left.append(str(path))
 
-    def _start(self, store: Store) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    def _start(self, store: NightStore) -> AbstractContextManager[subprocess.Popen[bytes]]:
         argv = [*self._nightly, "--results", str(store.root)]
         return spawn(argv, log=self._folder / "log", env=os.environ, grace=60.0)
 
@@ -318,11 +319,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HostfaultError as error:
-        print(f"chaos: {error}", file=sys.stderr)
-        sys.exit(USAGE)
-    except KeyboardInterrupt:
-        print("\nchaos: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    end_with(main, "chaos", trouble=USAGE, stopped="stopped; the same command goes on from here")

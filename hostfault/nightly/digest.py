@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from hostfault.nightly import news, results
 from hostfault.nightly.baseline import Baseline
 from hostfault.nightly.news import Change, Item
-from hostfault.nightly.results import Key, Outcome, Result
-from hostfault.nightly.store import Night, Store
+from hostfault.nightly.results import Key, Result, Status
+from hostfault.nightly.store import Night, NightStore
 
 NIGHTS = 30  # that a history shows
 
@@ -65,12 +65,12 @@ class Digest:
                 found.setdefault(result.reason or result.outcome.value, []).append(result)
         return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
 
-    def count(self, *outcomes: Outcome) -> int:
+    def count(self, *outcomes: Status) -> int:
         """How many cells ended so."""
         return sum(result.outcome in outcomes for result in self.cells.values())
 
 
-def digest(store: Store, night: Night, found: Sequence[Result], baseline: Baseline) -> Digest:
+def digest(store: NightStore, night: Night, found: Sequence[Result], baseline: Baseline) -> Digest:
     """Gather it."""
     before = [(each, store.results(each.name)) for each in store.before(night.name)[:NIGHTS]]
     cells = [(each.name, results.latest(of_night)) for each, of_night in before]
@@ -96,4 +96,4 @@ def _urgency(key: Key, items: Sequence[Item]) -> int:
 
 
 def _is_skip(result: Result) -> bool:
-    return result.outcome is Outcome.SKIPPED
+    return result.outcome is Status.SKIPPED

@@ -9,8 +9,8 @@ from hostfault.nightly import html, junit, kcidb, ktap, summary
 from hostfault.nightly.baseline import Baseline
 from hostfault.nightly.digest import Digest, digest
 from hostfault.nightly.news import Kind
-from hostfault.nightly.results import Outcome, Result
-from hostfault.nightly.store import Evidence, Night, Store, replace_text
+from hostfault.nightly.results import Result, Status
+from hostfault.nightly.store import Evidence, Night, NightStore, replace_text
 from hostfault.plumbing.deadline import wall_clock
 
 WRITERS: Mapping[str, Callable[[Digest, Evidence], str]] = {
@@ -23,7 +23,7 @@ WRITERS: Mapping[str, Callable[[Digest, Evidence], str]] = {
 
 
 def finish(
-    store: Store, night: Night, found: Sequence[Result], baseline: Baseline
+    store: NightStore, night: Night, found: Sequence[Result], baseline: Baseline
 ) -> tuple[Night, int]:
     """Write all files of a night and pack what its runs left; returns it and its exit code."""
     night, found = _without_the_impossible(night, found)
@@ -39,7 +39,7 @@ def finish(
     return night, of_night.code
 
 
-def tidy(store: Store) -> None:
+def tidy(store: NightStore) -> None:
     """Pack the runs of nights that are over, if somebody was killed while doing so."""
     for night in store.nights():
         if night.finished:
@@ -57,7 +57,7 @@ def _without_the_impossible(
     """Without the kernels that nobody asked for and of which no test could run, but with why."""
     for label in night.optional:
         own = [each for each in found if each.kernel == label]
-        if own and all(each.outcome is Outcome.SKIPPED for each in own):
+        if own and all(each.outcome is Status.SKIPPED for each in own):
             night = dataclasses.replace(
                 night,
                 kernels={key: kernel for key, kernel in night.kernels.items() if key != label},

@@ -18,7 +18,7 @@ from typing import Any
 from hostfault.nightly import plots, results, summary
 from hostfault.nightly.digest import Digest
 from hostfault.nightly.news import Kind
-from hostfault.nightly.results import Key, Outcome, Result, short
+from hostfault.nightly.results import Key, Result, Status, short
 from hostfault.nightly.store import Evidence
 from hostfault.plumbing.errors import SetupError
 
@@ -58,7 +58,7 @@ _LEGEND = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class Box:
     """One box, of the grid or of a history."""
 
     tone: str  # a key of _MARKS
@@ -79,7 +79,7 @@ class Details:
     """What a click on a cell shows."""
 
     anchor: str
-    cell: Cell
+    cell: Box
     kernel: str
     case: str
     node: str
@@ -128,18 +128,18 @@ def tone(result: Result | None, *, worse: bool) -> str:
     """How a cell looks: bad and known is another thing than bad and new."""
     if result is None:
         return "none"
-    if result.outcome is Outcome.SKIPPED:
+    if result.outcome is Status.SKIPPED:
         return "skipped"
     if result.outcome.is_trouble:
         return "trouble"
     return "bad" if worse else ("good", "stopped", "known")[results.rank(result)]
 
 
-def _cell(digest: Digest, key: Key, anchors: Mapping[Key, str]) -> Cell:
+def _cell(digest: Digest, key: Key, anchors: Mapping[Key, str]) -> Box:
     result = digest.cells.get(key)
     item = next((each for each in digest.items if each.result.key == key), None)
     news_of_cell = item.kind.value if item and item.kind is not Kind.TROUBLE else ""
-    return Cell(
+    return Box(
         tone=tone(result, worse=item is not None and item.kind is Kind.WORSE),
         word=result.word if result else "not run",
         title=result.summary if result else "",
@@ -168,7 +168,7 @@ def _names(cases: Sequence[str]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _details(digest: Digest, evidence: Evidence, key: Key, cell: Cell) -> Details:
+def _details(digest: Digest, evidence: Evidence, key: Key, cell: Box) -> Details:
     result = digest.cells[key]
     observation = _observation(evidence, result)
     series = plots.series_of(observation)
@@ -236,7 +236,7 @@ class History:
     """One kernel's cases over the nights."""
 
     kernel: str
-    rows: Sequence[tuple[str, Sequence[Cell]]]  # a case's name, and a cell a night, oldest first
+    rows: Sequence[tuple[str, Sequence[Box]]]  # a case's name, and a cell a night, oldest first
 
     @property
     def changed(self) -> int:
@@ -262,10 +262,10 @@ def _histories(digest: Digest) -> list[History]:
     return found
 
 
-def _strip_cell(result: Result | None, night: str, worse: bool) -> Cell:
+def _strip_cell(result: Result | None, night: str, worse: bool) -> Box:
     word = result.word if result else "not run"
     said = f"{night}: {word}" + (f", {result.summary}" if result and result.summary else "")
-    return Cell(tone(result, worse=worse), word, said)
+    return Box(tone(result, worse=worse), word, said)
 
 
 def _phases(found: Sequence[Result]) -> dict[str, float]:
@@ -296,7 +296,7 @@ def _phase_plot(digest: Digest) -> str:
     return plots.of_phases(nights, "phases") if nights else ""
 
 
-def _totals(cells: Mapping[Key, Cell]) -> list[tuple[str, str, int, str]]:
+def _totals(cells: Mapping[Key, Box]) -> list[tuple[str, str, int, str]]:
     """Tone, mark, number and words of what there is tonight."""
     found = []
     for each, words in _LEGEND:

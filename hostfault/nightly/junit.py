@@ -13,15 +13,15 @@ from xml.etree import ElementTree
 
 from hostfault.nightly import summary
 from hostfault.nightly.digest import Digest
-from hostfault.nightly.results import Outcome, Result
+from hostfault.nightly.results import Result, Status
 
 _TAGS = {
-    Outcome.FAILED: "failure",
-    Outcome.BROKEN: "error",
-    Outcome.HARNESS: "error",
-    Outcome.TIMEOUT: "error",
-    Outcome.KNOWN: "skipped",
-    Outcome.SKIPPED: "skipped",
+    Status.FAILED: "failure",
+    Status.BROKEN: "error",
+    Status.HARNESS: "error",
+    Status.TIMEOUT: "error",
+    Status.KNOWN: "skipped",
+    Status.SKIPPED: "skipped",
 }
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

@@ -15,18 +15,18 @@ from typing import Any
 
 from hostfault.nightly import summary
 from hostfault.nightly.digest import Digest
-from hostfault.nightly.results import Outcome, Result
+from hostfault.nightly.results import Result, Status
 from hostfault.plumbing.errors import SetupError
 
 ORIGIN = "hostfault"
 _STATUS = {
-    Outcome.PASSED: "PASS",
-    Outcome.KNOWN: "FAIL",
-    Outcome.FAILED: "FAIL",
-    Outcome.BROKEN: "ERROR",
-    Outcome.HARNESS: "MISS",
-    Outcome.TIMEOUT: "MISS",
-    Outcome.SKIPPED: "SKIP",
+    Status.PASSED: "PASS",
+    Status.KNOWN: "FAIL",
+    Status.FAILED: "FAIL",
+    Status.BROKEN: "ERROR",
+    Status.HARNESS: "MISS",
+    Status.TIMEOUT: "MISS",
+    Status.SKIPPED: "SKIP",
 }
 _EXCERPT = 4000  # characters
 

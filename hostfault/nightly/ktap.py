@@ -10,17 +10,17 @@ import re
 from collections.abc import Iterator, Sequence
 
 from hostfault.nightly.digest import Digest
-from hostfault.nightly.results import Outcome, Result, in_order, short
+from hostfault.nightly.results import Result, Status, in_order, short
 
 _INDENT = "  "
 _DIRECTIVES = {
-    Outcome.KNOWN: "XFAIL",
-    Outcome.SKIPPED: "SKIP",
-    Outcome.TIMEOUT: "TIMEOUT",
-    Outcome.HARNESS: "ERROR",
-    Outcome.BROKEN: "ERROR",
+    Status.KNOWN: "XFAIL",
+    Status.SKIPPED: "SKIP",
+    Status.TIMEOUT: "TIMEOUT",
+    Status.HARNESS: "ERROR",
+    Status.BROKEN: "ERROR",
 }
-_OK = (Outcome.PASSED, Outcome.KNOWN, Outcome.SKIPPED)
+_OK = (Status.PASSED, Status.KNOWN, Status.SKIPPED)
 
 
 def text(digest: Digest) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hostfault.nightly import results
 from hostfault.nightly.baseline import Baseline, Expected
-from hostfault.nightly.results import Key, Outcome, Result
+from hostfault.nightly.results import Key, Result, Status
 
 NOTHING_NEW, WORSE, TROUBLE = 0, 1, 3  # exit codes; 2 is for wrong options
 
@@ -52,11 +52,11 @@ def judge(result: Result, expected: Expected | None) -> Kind | None:
     """What a result is against what was expected; None: no news."""
     if result.outcome.is_trouble:
         return Kind.TROUBLE
-    if result.outcome is Outcome.SKIPPED:
+    if result.outcome is Status.SKIPPED:
         return Kind.LOST if expected is not None else None
     rank = results.rank(result)
     if expected is None:
-        return Kind.WORSE if result.outcome is Outcome.FAILED else None
+        return Kind.WORSE if result.outcome is Status.FAILED else None
     same = result.word == expected.verdict
     if same and (not expected.exact or rank == expected.rank):
         return None

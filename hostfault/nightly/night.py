@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hostfault.nightly import plan, reading, results, runs
-from hostfault.nightly.results import Key, Outcome, Result
-from hostfault.nightly.runs import Ended, Programs
-from hostfault.nightly.store import Night, Store, replace_text
+from hostfault.nightly.results import Key, Result, Status
+from hostfault.nightly.runs import PytestEnd, PytestPrograms
+from hostfault.nightly.store import Night, NightStore, replace_text
 from hostfault.plumbing.deadline import now, wall_clock
 
 Say = Callable[[str], None]
@@ -29,9 +29,9 @@ class Runner:
 
     def __init__(
         self,
-        store: Store,
+        store: NightStore,
         night: Night,
-        programs: Programs,
+        programs: PytestPrograms,
         measured: Sequence[Result],
         retry: Callable[[Result], bool],
         say: Say,
@@ -112,7 +112,7 @@ class Runner:
         elif not reported:
             self._alone.add(label)
 
-    def _lose(self, folder: Path, label: str, cases: Sequence[str], ended: Ended) -> None:
+    def _lose(self, folder: Path, label: str, cases: Sequence[str], ended: PytestEnd) -> None:
         """Record as trouble the tests that a run will never report."""
         words = [line for line in ended.words.splitlines() if line.strip()]
         error = next((line for line in words if line.startswith("ERROR")), "")
@@ -121,7 +121,7 @@ class Runner:
             Result(
                 kernel=label,
                 case=case,
-                outcome=Outcome.HARNESS,
+                outcome=Status.HARNESS,
                 attempt=attempts.get(case, 0) + 1,
                 summary=(error or "".join(words[-1:]))[: reading.LIMIT],
                 reason=f"pytest ended with code {ended.code}",
@@ -151,7 +151,7 @@ class Runner:
         return sorted(path for path in self._runs.iterdir() if path.is_dir())
 
 
-def resumed(night: Night, store: Store) -> Night:
+def resumed(night: Night, store: NightStore) -> Night:
     """A night that was stopped, with the time that its last run took and nobody counted.
 
     Whoever was killed could not say how long the run had gone on; its log's last word does.
@@ -177,6 +177,6 @@ def _beside(run: Path, suffix: str) -> Path:
     return run.with_name(f"{run.name}.{suffix}")
 
 
-def _in_words(label: str, reported: int, asked: int, ended: Ended) -> str:
+def _in_words(label: str, reported: int, asked: int, ended: PytestEnd) -> str:
     how = "its time was over" if ended.code is None else f"pytest ended with code {ended.code}"
     return f"{label}: {reported} of {asked} tests reported, {how}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from hostfault.nightly.results import LOCAL, Key, Outcome, Result
+from hostfault.nightly.results import LOCAL, Key, Result, Status
 from hostfault.plumbing.errors import UsageError
 
 
@@ -84,7 +84,7 @@ def costs(results: Iterable[Result]) -> Costs:
     by_key: dict[Key, list[float]] = {}
     by_case: dict[str, list[float]] = {}
     for result in results:
-        if result.outcome is not Outcome.SKIPPED and result.seconds > 0:
+        if result.outcome is not Status.SKIPPED and result.seconds > 0:
             by_key.setdefault(result.key, []).append(result.seconds)
             by_case.setdefault(result.case, []).append(result.seconds)
     return Costs(

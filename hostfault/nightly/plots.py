@@ -25,7 +25,7 @@ _MOST_EVENTS = 12
 
 
 @dataclass(frozen=True)
-class Series:
+class TimeSeries:
     """What is drawn of one case."""
 
     at: Sequence[float]  # seconds since the touch
@@ -35,7 +35,7 @@ class Series:
     events: Sequence[tuple[float, str]]
 
 
-def series_of(observation: Mapping[str, Any]) -> Series | None:
+def series_of(observation: Mapping[str, Any]) -> TimeSeries | None:
     """What an observation, as JSON data, has to draw; None if that is nothing."""
     samples = [each for each in observation.get("samples") or [] if isinstance(each, Mapping)]
     samples = [each for each in samples if isinstance(each.get("at"), (int, float))]
@@ -50,7 +50,7 @@ def series_of(observation: Mapping[str, Any]) -> Series | None:
         for each in observation.get("events") or []
         if isinstance(each, Mapping) and isinstance(each.get("at"), (int, float))
     ]
-    return Series(
+    return TimeSeries(
         at=[float(each["at"]) for each in samples],
         faults=[each - counted[0] for each in counted],
         cpu=[float(each.get("vcpu_seconds") or 0.0) for each in samples],
@@ -77,7 +77,7 @@ def shares(at: Sequence[float], cpu: Sequence[float]) -> list[float]:
     ]
 
 
-def of_case(series: Series, name: str) -> str:
+def of_case(series: TimeSeries, name: str) -> str:
     """Faults, CPU share and run state of a case over time; ``name`` makes its ids its own."""
     plt = _pyplot()
     figure, (faults, cpu, state) = plt.subplots(
@@ -111,7 +111,7 @@ def of_case(series: Series, name: str) -> str:
     return _svg(figure, name)
 
 
-def _draw_states(axes: Any, series: Series) -> None:
+def _draw_states(axes: Any, series: TimeSeries) -> None:
     """One bar for each stretch of a state, with its word."""
     begin = 0
     for number in range(1, len(series.at) + 1):

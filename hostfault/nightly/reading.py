@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hostfault.nightly.results import Outcome, Result
+from hostfault.nightly.results import Result, Status
 
 REPORT_LOG = "report.jsonl"  # the names within the folder of a run
 TESTS = "tests"
@@ -121,7 +121,7 @@ def _result(
     )
 
 
-def _outcome(phases: Sequence[Mapping[str, Any]], has_verdict: bool) -> tuple[Outcome, str, str]:
+def _outcome(phases: Sequence[Mapping[str, Any]], has_verdict: bool) -> tuple[Status, str, str]:
     """The outcome of a test, the kind of its trouble, and what was said of it in a line or two."""
     for report in phases:
         if report.get("outcome") == "failed":
@@ -130,28 +130,28 @@ def _outcome(phases: Sequence[Mapping[str, Any]], has_verdict: bool) -> tuple[Ou
         if report.get("outcome") == "skipped":
             text = _message(report)
             if "wasxfail" in report and has_verdict:
-                return Outcome.KNOWN, "", text
-            return Outcome.SKIPPED, text.partition(":")[0], text
-    return Outcome.PASSED, "", ""
+                return Status.KNOWN, "", text
+            return Status.SKIPPED, text.partition(":")[0], text
+    return Status.PASSED, "", ""
 
 
-def _failed(report: Mapping[str, Any], has_verdict: bool) -> tuple[Outcome, str, str]:
+def _failed(report: Mapping[str, Any], has_verdict: bool) -> tuple[Status, str, str]:
     text = _message(report)
     trouble = _TROUBLE.search(text)
     if trouble:
         kind = trouble["kind"]
         waited = kind in _WAITED
-        return (Outcome.TIMEOUT if waited else Outcome.HARNESS), kind, trouble["what"][:LIMIT]
+        return (Status.TIMEOUT if waited else Status.HARNESS), kind, trouble["what"][:LIMIT]
     if _TIMEOUT.search(text):
-        return Outcome.TIMEOUT, "pytest-timeout", text
+        return Status.TIMEOUT, "pytest-timeout", text
     if text.startswith("--require "):
-        return Outcome.HARNESS, "MissingCapabilityError", text
+        return Status.HARNESS, "MissingCapabilityError", text
     if has_verdict and report.get("when") == "call":
         if text.startswith("[XPASS(strict)]"):  # better than the list of known issues says
-            return Outcome.PASSED, "passes in spite of a known issue", text
+            return Status.PASSED, "passes in spite of a known issue", text
         if _is_plain(report) or text.startswith(("assert", "AssertionError")):
-            return Outcome.FAILED, "", text
-    return Outcome.BROKEN, re.split(r"\W", text, maxsplit=1)[0] or "exception", text
+            return Status.FAILED, "", text
+    return Status.BROKEN, re.split(r"\W", text, maxsplit=1)[0] or "exception", text
 
 
 def _is_plain(report: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ _TOLD = ("ok", "task-error")  # right bytes, or the task knows
 _STOPPED = ("vm-exit",)  # somebody knows
 
 
-class Outcome(enum.StrEnum):
+class Status(enum.StrEnum):
     """What a test said; who is to blame is in the name."""
 
     PASSED = "passed"
@@ -30,7 +30,7 @@ class Outcome(enum.StrEnum):
     @property
     def is_trouble(self) -> bool:
         """Whether nothing was learnt of the kernel although something should have been."""
-        return self in (Outcome.BROKEN, Outcome.HARNESS, Outcome.TIMEOUT)
+        return self in (Status.BROKEN, Status.HARNESS, Status.TIMEOUT)
 
 
 @dataclass(frozen=True, order=True)
@@ -47,7 +47,7 @@ class Result:
 
     kernel: str
     case: str
-    outcome: Outcome
+    outcome: Status
     attempt: int = 1  # counts the runs of this test on this kernel in this night
     verdict: str = ""  # "spin", ...; empty if there is none
     summary: str = ""  # one line: the verdict's, or what went wrong
@@ -88,14 +88,14 @@ class Result:
     @property
     def word(self) -> str:
         """The one word for a cell: the verdict, or what happened in its place."""
-        if self.outcome.is_trouble or self.outcome is Outcome.SKIPPED:
+        if self.outcome.is_trouble or self.outcome is Status.SKIPPED:
             return self.outcome.value
         return self.verdict or self.outcome.value
 
 
 def rank(result: Result) -> int:
     """How bad a result is for those whose guest it is: 0 told, 1 all stopped, 2 bad."""
-    if result.outcome is Outcome.PASSED:
+    if result.outcome is Status.PASSED:
         return rank_of(result.verdict) if result.verdict else 0
     return 2
 
@@ -136,7 +136,7 @@ def from_json(data: Any) -> Result:
     names = {each.name for each in dataclasses.fields(Result)}
     try:
         known = {name: value for name, value in data.items() if name in names}
-        return Result(**(known | {"outcome": Outcome(data["outcome"])}))
+        return Result(**(known | {"outcome": Status(data["outcome"])}))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"not a result: {data!r:.200}") from error
 

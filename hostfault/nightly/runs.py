@@ -26,7 +26,7 @@ _NODE = re.compile(r"^(?P<id>\S[^\n]*?\.py::.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Programs:
+class PytestPrograms:
     """How pytest is started; the tests of this package have a suite of their own."""
 
     pytest: tuple[str, ...] = (
@@ -37,14 +37,14 @@ class Programs:
 
 
 @dataclass(frozen=True)
-class Ended:
+class PytestEnd:
     """How a run of pytest ended."""
 
     code: int | None  # negative for a signal; None: its time was over
     words: str  # the end of what it printed
 
 
-def collect(programs: Programs, set_name: str, options: Sequence[str]) -> list[str]:
+def collect(programs: PytestPrograms, set_name: str, options: Sequence[str]) -> list[str]:
     """The node ids of a set's tests. Raises :class:`hostfault.plumbing.errors.SetupError`."""
     wanted = SETS[set_name]
     places = [str(programs.root / place) for place in wanted.places]
@@ -60,13 +60,13 @@ def collect(programs: Programs, set_name: str, options: Sequence[str]) -> list[s
 
 
 def run(
-    programs: Programs,
+    programs: PytestPrograms,
     kernel: str,
     cases: Sequence[str],
     folder: Path,
     patience: float,
     options: Sequence[str] = (),
-) -> Ended:
+) -> PytestEnd:
     """Run these tests on a kernel; ``folder`` is new and gets all that is left of it.
 
     ``patience`` is in seconds; when it is over pytest is stopped as by Ctrl-C.
@@ -89,7 +89,7 @@ def run(
             code: int | None = child.wait(deadline.left())
         except subprocess.TimeoutExpired:
             code = None
-    return Ended(code, tail(log, 2000))
+    return PytestEnd(code, tail(log, 2000))
 
 
 def where(kernel: str) -> list[str]:

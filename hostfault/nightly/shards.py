@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hostfault.nightly import results
 from hostfault.nightly.results import Key, Result
-from hostfault.nightly.store import Night, Store
+from hostfault.nightly.store import Night, NightStore
 from hostfault.plumbing.errors import UsageError
 
 
@@ -24,7 +24,7 @@ def shard_options(shard: str) -> list[str]:
     return ["--shard-id", str(int(found[1]) - 1), "--num-shards", found[2]]
 
 
-def merge(store: Store, places: Sequence[Path], moment: float) -> tuple[Night, list[Result]]:
+def merge(store: NightStore, places: Sequence[Path], moment: float) -> tuple[Night, list[Result]]:
     """One night of the last ones of several stores, or of folders of nights.
 
     Raises :class:`UsageError` for a place without a finished night.
@@ -69,12 +69,12 @@ def merge(store: Store, places: Sequence[Path], moment: float) -> tuple[Night, l
     return merged, found
 
 
-def _part(place: Path) -> tuple[Store, Night]:
+def _part(place: Path) -> tuple[NightStore, Night]:
     place = place.absolute()
     if (place / "night.json").is_file():
-        store, names = Store(place.parent), [place.name]
+        store, names = NightStore(place.parent), [place.name]
     else:
-        store = Store(place)
+        store = NightStore(place)
         names = [night.name for night in store.nights() if night.finished][-1:]
     try:
         return store, store.night(names[0])

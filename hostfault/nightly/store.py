@@ -59,7 +59,7 @@ class Night:
         return self.finished > 0 and (self.code in (0, 3) or self.accepted)
 
 
-class Store:
+class NightStore:
     """The directory of all nights."""
 
     def __init__(self, root: Path) -> None:

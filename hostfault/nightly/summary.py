@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from hostfault.nightly import news, runs
 from hostfault.nightly.digest import Digest
 from hostfault.nightly.news import Kind
-from hostfault.nightly.results import Key, Outcome, Result, short
+from hostfault.nightly.results import Key, Result, Status, short
 
 MOST = 12  # lines of one list
 _HEADLINES = {
@@ -47,12 +47,12 @@ def text(digest: Digest) -> str:
 
 
 def _totals(digest: Digest) -> str:
-    worse = sum(item.result.outcome is not Outcome.PASSED for item in digest.of(Kind.WORSE))
+    worse = sum(item.result.outcome is not Status.PASSED for item in digest.of(Kind.WORSE))
     counts = {
-        "passed": digest.count(Outcome.PASSED),
-        "bad as known": digest.count(Outcome.KNOWN, Outcome.FAILED) - worse,
+        "passed": digest.count(Status.PASSED),
+        "bad as known": digest.count(Status.KNOWN, Status.FAILED) - worse,
         "bad and new": worse,
-        "skipped": digest.count(Outcome.SKIPPED),
+        "skipped": digest.count(Status.SKIPPED),
         "without a result": sum(each.outcome.is_trouble for each in digest.cells.values()),
     }
     said = ", ".join(f"{number} {what}" for what, number in counts.items() if number)

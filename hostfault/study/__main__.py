@@ -26,7 +26,7 @@ from hostfault.plumbing.project import PROJECT
 from hostfault.run.lab import Lab
 from hostfault.study import plan, run, write
 from hostfault.study.plan import Cell
-from hostfault.study.run import Result
+from hostfault.study.run import StudyRun
 
 FOLDER = PROJECT / ".hostfault" / "study"
 DOCUMENT = PROJECT / "docs" / "error-table.md"
@@ -68,7 +68,7 @@ def missing(cells: Sequence[Cell], done: Mapping[str, set[int]]) -> Iterator[tup
     return (run for run in every if run[1] not in done.get(run[0].key, ()))
 
 
-def load(path: Path) -> list[Result]:
+def load(path: Path) -> list[StudyRun]:
     """Results of earlier runs; a line that was cut short is left out."""
     if not path.exists():
         return []
@@ -81,11 +81,11 @@ def load(path: Path) -> list[Result]:
     return found
 
 
-def _result(data: Mapping[str, object]) -> Result:
+def _result(data: Mapping[str, object]) -> StudyRun:
     lists = ("by_frame", "vcpus_by_frame", "gfns")
     values = {name: tuple(item) if name in lists else item for name, item in data.items()}  # type: ignore[arg-type]
     # Earlier runs did not tell apart whose exit it was.
-    return run.told_apart(Result(**values))  # type: ignore[arg-type]
+    return run.told_apart(StudyRun(**values))  # type: ignore[arg-type]
 
 
 def _stop(*_: object) -> None:
@@ -155,7 +155,7 @@ def _host(stack: ExitStack, fix: str, kernels: Mapping[str, str]) -> Host:
     return stack.enter_context(Lab(settings)).host
 
 
-def _run(host: Host, cell: Cell, repeat: int) -> Result:
+def _run(host: Host, cell: Cell, repeat: int) -> StudyRun:
     """One run; where the harness fails it is tried again, and its folder is kept."""
     for attempt in range(1, ATTEMPTS + 1):
         folder = FOLDER / "runs" / cell.key.replace("/", "-").replace(" ", "_") / str(repeat)
@@ -173,7 +173,7 @@ def _run(host: Host, cell: Cell, repeat: int) -> Result:
     raise AssertionError("unreachable")
 
 
-def _append(path: Path, results: Sequence[Result]) -> None:
+def _append(path: Path, results: Sequence[StudyRun]) -> None:
     """Add results, each as one line; what a killed run left of a line is ended first."""
     with path.open("a+b") as stream:
         stream.seek(max(0, stream.tell() - 1))
@@ -182,7 +182,7 @@ def _append(path: Path, results: Sequence[Result]) -> None:
         stream.write(("\n" * cut_short + lines).encode())
 
 
-def _tell(cells: Sequence[Cell], results: Sequence[Result]) -> None:
+def _tell(cells: Sequence[Cell], results: Sequence[StudyRun]) -> None:
     """Show what each cell came to."""
     for key, row in write.summaries(cells, results).items():
         ends = ", ".join(f"{outcome} {count}" for outcome, count in row.outcomes.items())

@@ -10,7 +10,7 @@ from typing import Any
 from hostfault.plumbing.errors import SetupError
 from hostfault.study import plan
 from hostfault.study.plan import Cell
-from hostfault.study.run import ENOUGH, Result
+from hostfault.study.run import ENOUGH, StudyRun
 from hostfault.study.stats import whom
 
 COLOURS = {"array": "#0b6aa8", "hash": "#c2571a", "keep": "#2a7f4f"}
@@ -26,16 +26,16 @@ BLAMES = {
 }
 
 
-def draw(cells: Sequence[Cell], results: Sequence[Result], folder: Path) -> list[Path]:
+def draw(cells: Sequence[Cell], results: Sequence[StudyRun], folder: Path) -> list[Path]:
     """Draw every figure into ``folder``; returns the files.
 
     Raises :class:`SetupError` if matplotlib is not there.
     """
-    by_cell: dict[str, list[Result]] = {}
+    by_cell: dict[str, list[StudyRun]] = {}
     for result in results:
         by_cell.setdefault(result.cell, []).append(result)
     measured = [cell for cell in cells if cell.key in by_cell]
-    figures: Mapping[str, Callable[[Any, Sequence[Cell], Mapping[str, list[Result]]], None]] = {
+    figures: Mapping[str, Callable[[Any, Sequence[Cell], Mapping[str, list[StudyRun]]], None]] = {
         "slots": _slots,
         "crowds": _crowds,
         "blame": _blame,
@@ -68,7 +68,7 @@ def _pyplot() -> Any:
     return import_module("matplotlib.pyplot")
 
 
-def _slots(axes: Any, cells: Sequence[Cell], results: Mapping[str, list[Result]]) -> None:
+def _slots(axes: Any, cells: Sequence[Cell], results: Mapping[str, list[StudyRun]]) -> None:
     """Faults until the exit, by the size of the table: one dot a run."""
     reference = Cell("error-table", behind=1)
     mine = [cell for cell in cells if _like(cell, reference, "lookup", "slots")]
@@ -77,7 +77,7 @@ def _slots(axes: Any, cells: Sequence[Cell], results: Mapping[str, list[Result]]
     axes.set_title("128 tasks take turns, 32 of them touch a page that is gone", loc="left")
 
 
-def _crowds(axes: Any, cells: Sequence[Cell], results: Mapping[str, list[Result]]) -> None:
+def _crowds(axes: Any, cells: Sequence[Cell], results: Mapping[str, list[StudyRun]]) -> None:
     """The same by the number of bad tasks, for a table of 8."""
     reference = Cell("error-table", slots=8, behind=1)
     mine = [cell for cell in cells if _like(cell, reference, "lookup", "bad")]
@@ -90,7 +90,7 @@ def _crowds(axes: Any, cells: Sequence[Cell], results: Mapping[str, list[Result]
 def _dots(
     axes: Any,
     cells: Sequence[Cell],
-    results: Mapping[str, list[Result]],
+    results: Mapping[str, list[StudyRun]],
     ticks: Sequence[int],
     place: Callable[[Cell], int],
     legend: str,
@@ -115,7 +115,7 @@ def _dots(
     axes.legend(frameon=False, loc=legend)
 
 
-def _blame(axes: Any, _: Sequence[Cell], results: Mapping[str, list[Result]]) -> None:
+def _blame(axes: Any, _: Sequence[Cell], results: Mapping[str, list[StudyRun]]) -> None:
     """Who is on the vCPU at the exit, one bar an arrangement."""
     bars = {
         f"{title}\n{_regime(cell)}": [

@@ -35,7 +35,7 @@ STATISTICS = (
 
 
 @dataclass(frozen=True)
-class Result:
+class StudyRun:
     """What one run of a cell came to. All counts are of the time after the truncation."""
 
     cell: str  # its key
@@ -60,7 +60,7 @@ class Result:
     dropped: int = 0  # failures that a table which keeps its entries had no room for
 
 
-def told_apart(result: Result) -> Result:
+def told_apart(result: StudyRun) -> StudyRun:
     """An exit that is none of the fix's doing, as "queue-full".
 
     Stock KVM itself handles a fault synchronously, and so stops, if as many asynchronous faults
@@ -78,7 +78,7 @@ def scenario(cell: Cell) -> Scenario:
     return Scenario("virtiofs-dax", fault, "load", cell.async_pf, cell.vcpus)
 
 
-def run(host: Host, cell: Cell, repeat: int, folder: Path) -> Result:
+def run(host: Host, cell: Cell, repeat: int, folder: Path) -> StudyRun:
     """One run. Raises :class:`~hostfault.plumbing.errors.HostfaultError` for harness trouble."""
     folder.mkdir(parents=True, exist_ok=True)
     began = now()
@@ -197,7 +197,7 @@ def _result(
     outcome: str,
     seconds: float,
     before: Mapping[str, int],
-) -> Result:
+) -> StudyRun:
     """Ask for everything that is known at the end."""
     counts: dict[int, int] = defaultdict(int)
     vcpus = defaultdict(set)
@@ -210,7 +210,7 @@ def _result(
     pages = [task.page for task in armed.tasks if task.page is not None]
     blamed_page = armed.tasks[found.task].page if found.task is not None else None
     blamed_gfn = gfns[pages.index(blamed_page)] if blamed_page is not None else None
-    return Result(
+    return StudyRun(
         cell=cell.key,
         repeat=repeat,
         outcome=outcome,

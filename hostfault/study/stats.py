@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from statistics import median
 
 from hostfault.study.plan import Cell
-from hostfault.study.run import Result
+from hostfault.study.run import StudyRun
 
 CONFIDENCE = 0.95
 Z = 1.959964  # normal quantile of (1 + CONFIDENCE) / 2
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """How often something was the case."""
 
     yes: int
@@ -45,18 +45,18 @@ class Summary:
     cell: str
     runs: int
     outcomes: Mapping[str, int]
-    exits: Share
+    exits: Proportion
     faults: Middle  # asynchronous faults until the end; run.ENOUGH and more: cut off
     most: int  # the most faults of a run
     per_frame: float  # asynchronous faults per failed frame, mean over all runs
     lost: Middle  # entries lost to others, and failures that there was no room for
     blames: Mapping[str, int]  # of the runs that ended in an exit
-    culprits: Share  # exits with the culprit on the vCPU
-    named: Share  # exits that named a failed frame
+    culprits: Proportion  # exits with the culprit on the vCPU
+    named: Proportion  # exits that named a failed frame
     seconds: float  # median, from the word to the end
 
 
-def whom(result: Result) -> str:
+def whom(result: StudyRun) -> str:
     """Who is on the vCPU at the exit, as :class:`~hostfault.study.blame.Blame` says.
 
     ``other`` where it is a task on the instruction that touches its bad page, but the exit names
@@ -66,15 +66,15 @@ def whom(result: Result) -> str:
     return "other" if another else result.blame
 
 
-def wilson(yes: int, of: int) -> Share:
+def wilson(yes: int, of: int) -> Proportion:
     """A share and Wilson's score interval; (0, 1) if nothing was tried."""
     if of == 0:
-        return Share(0, 0, 0.0, 1.0)
+        return Proportion(0, 0, 0.0, 1.0)
     share = yes / of
     scale = 1 + Z * Z / of
     centre = (share + Z * Z / (2 * of)) / scale
     half = Z * math.sqrt(share * (1 - share) / of + Z * Z / (4 * of * of)) / scale
-    return Share(yes, of, max(0.0, centre - half), min(1.0, centre + half))
+    return Proportion(yes, of, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def middle(counts: Sequence[float]) -> Middle:
@@ -97,7 +97,7 @@ def _tail(number: int, below: int) -> float:
     return sum(math.comb(number, hits) for hits in range(below + 1)) / 2.0**number
 
 
-def summary(cell: Cell, results: Sequence[Result]) -> Summary:
+def summary(cell: Cell, results: Sequence[StudyRun]) -> Summary:
     """Sum up the runs of a cell, of which there must be at least one."""
     mine = [result for result in results if result.cell == cell.key]
     exits = [result for result in mine if result.outcome == "exit"]
@@ -118,5 +118,5 @@ def summary(cell: Cell, results: Sequence[Result]) -> Summary:
     )
 
 
-def _count(results: Sequence[Result], holds: Callable[[Result], bool]) -> Share:
+def _count(results: Sequence[StudyRun], holds: Callable[[StudyRun], bool]) -> Proportion:
     return wilson(sum(map(holds, results)), len(results))

@@ -13,8 +13,8 @@ from pathlib import Path
 from hostfault.report.document import fill
 from hostfault.study import figures, frames, stats
 from hostfault.study.plan import Cell
-from hostfault.study.run import ENOUGH, Result
-from hostfault.study.stats import Middle, Share, Summary
+from hostfault.study.run import ENOUGH, StudyRun
+from hostfault.study.stats import Middle, Proportion, Summary
 
 TWO_ROUNDS = 64  # faults: every one of 32 tasks has failed twice
 
@@ -24,7 +24,7 @@ CROWDS = (16, 32, 64, 128)  # tasks
 Column = tuple[str, Callable[[Cell, Summary], str]]
 
 
-def write(cells: Sequence[Cell], results: Sequence[Result], document: Path) -> list[Path]:
+def write(cells: Sequence[Cell], results: Sequence[StudyRun], document: Path) -> list[Path]:
     """Bring the document's tables up to date, and write the data and figures beside it.
 
     Returns what was written. Raises :class:`SetupError` for a document with an unknown table.
@@ -44,7 +44,7 @@ def write(cells: Sequence[Cell], results: Sequence[Result], document: Path) -> l
     return [document, data, runs, *figures.draw(cells, results, folder)]
 
 
-def summaries(cells: Sequence[Cell], results: Sequence[Result]) -> dict[str, Summary]:
+def summaries(cells: Sequence[Cell], results: Sequence[StudyRun]) -> dict[str, Summary]:
     """The cells that have runs, summed up, by key."""
     known = {result.cell for result in results}
     return {cell.key: stats.summary(cell, results) for cell in cells if cell.key in known}
@@ -59,10 +59,10 @@ def tables(cells: Sequence[Cell], found: Mapping[str, Summary]) -> dict[str, str
     }
 
 
-def alone_table(cells: Sequence[Cell], results: Sequence[Result]) -> str:
+def alone_table(cells: Sequence[Cell], results: Sequence[StudyRun]) -> str:
     """How soon a hash ends the loop, by whether any frame has a slot of its own."""
     slots = {cell.key: cell.slots for cell in cells if _hashed(cell)}
-    groups: dict[bool, list[Result]] = {True: [], False: []}
+    groups: dict[bool, list[StudyRun]] = {True: [], False: []}
     for each in results:
         if each.cell in slots:
             groups[frames.alone(each.gfns, slots[each.cell]) > 0].append(each)
@@ -104,7 +104,7 @@ def table(rows: Sequence[tuple[Cell, Summary]], columns: Sequence[Column]) -> st
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _share(share: Share) -> str:
+def _share(share: Proportion) -> str:
     return f"{share.yes}/{share.of} ({share.low * 100:.0f} to {share.high * 100:.0f} %)"
 
 
@@ -192,7 +192,7 @@ TABLES: Mapping[str, tuple[Callable[[Cell], bool], Sequence[Column]]] = {
 }
 
 
-def _sorted(cells: Sequence[Cell], results: Sequence[Result]) -> list[Result]:
+def _sorted(cells: Sequence[Cell], results: Sequence[StudyRun]) -> list[StudyRun]:
     order = {cell.key: number for number, cell in enumerate(cells)}
     mine = [result for result in results if result.cell in order]
     return sorted(mine, key=lambda result: (order[result.cell], result.repeat))

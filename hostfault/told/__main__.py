@@ -22,8 +22,8 @@ from hostfault.plumbing.progress import heard_by
 from hostfault.plumbing.project import PROJECT
 from hostfault.run.lab import Lab
 from hostfault.told import write
-from hostfault.told.plan import CELLS, Cell
-from hostfault.told.run import Result, run
+from hostfault.told.plan import CELLS, Measurement
+from hostfault.told.run import ToldRun, run
 
 FOLDER = PROJECT / ".hostfault" / "told"
 RESULTS = FOLDER / "results.jsonl"
@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(cells: Sequence[Cell], *, anew: bool) -> None:
+def _measure(cells: Sequence[Measurement], *, anew: bool) -> None:
     """Run cells, those with the same settings in one lab; each result is kept at once."""
     done = set() if anew else {each.cell for each in write.load(RESULTS)}
     for settings, group in _by_settings([cell for cell in cells if cell.key not in done]):
@@ -64,15 +64,15 @@ def _measure(cells: Sequence[Cell], *, anew: bool) -> None:
                 _keep(run(lab, cell, _fresh(FOLDER / "runs" / cell.key)))
 
 
-def _by_settings(cells: Sequence[Cell]) -> Iterator[tuple[Settings, list[Cell]]]:
+def _by_settings(cells: Sequence[Measurement]) -> Iterator[tuple[Settings, list[Measurement]]]:
     """Groups that share a lab, in the order of the plan."""
-    groups: dict[Settings, list[Cell]] = {}
+    groups: dict[Settings, list[Measurement]] = {}
     for cell in cells:
         groups.setdefault(cell.settings, []).append(cell)
     return iter(groups.items())
 
 
-def _keep(result: Result) -> None:
+def _keep(result: ToldRun) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with RESULTS.open("a") as stream:
         stream.write(json.dumps(write.as_json(result)) + "\n")
@@ -83,13 +83,13 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def _is_asked_for(cell: Cell, options: argparse.Namespace) -> bool:
+def _is_asked_for(cell: Measurement, options: argparse.Namespace) -> bool:
     if options.only:
         return cell.key in options.only
     return not options.table or cell.table in options.table
 
 
-def _is_of(result: Result, cells: Sequence[Cell]) -> bool:
+def _is_of(result: ToldRun, cells: Sequence[Measurement]) -> bool:
     return result.cell in {cell.key for cell in cells}
 
 

@@ -12,7 +12,7 @@ from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import HostfaultError
 from hostfault.run.lab import Lab
-from hostfault.told.plan import Cell, Tasks
+from hostfault.told.plan import Measurement, Tasks
 
 FILE = "crowd"
 LENGTH = 2 << 20  # bytes of the file
@@ -33,7 +33,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Found:
+class CrowdOutcome:
     """What became of a crowd."""
 
     verdict: str
@@ -45,7 +45,7 @@ class Found:
     guest_answers: bool
 
 
-def run(lab: Lab, cell: Cell, tasks: Tasks, folder: Path) -> Found:
+def run(lab: Lab, cell: Measurement, tasks: Tasks, folder: Path) -> CrowdOutcome:
     """Truncate the file under a crowd, and wait for what the policy makes of it.
 
     Raises :class:`HostfaultError` if nothing is proven.
@@ -66,11 +66,11 @@ def run(lab: Lab, cell: Cell, tasks: Tasks, folder: Path) -> Found:
         return _signalled(testbed, found, tasks)
 
 
-def _signalled(testbed: Testbed, found: crowd.Crowd, tasks: Tasks) -> Found:
+def _signalled(testbed: Testbed, found: crowd.Crowd, tasks: Tasks) -> CrowdOutcome:
     touched, signalled = _end(testbed, found)
     counts, bad = _count(testbed), len(tasks.pages)
     right = (touched, signalled) == (0, bad)
-    return Found(
+    return CrowdOutcome(
         verdict="task-error" if right else "stale",
         summary=f"{signalled} of {bad} got a signal, {tasks.all - bad} others went on",
         told=counts.failed,
@@ -81,7 +81,7 @@ def _signalled(testbed: Testbed, found: crowd.Crowd, tasks: Tasks) -> Found:
     )
 
 
-def _waiting(testbed: Testbed, found: crowd.Crowd, tasks: Tasks, path: str) -> Found:
+def _waiting(testbed: Testbed, found: crowd.Crowd, tasks: Tasks, path: str) -> CrowdOutcome:
     """Watch it wait for a while, then give the pages back."""
     deadline = Deadline(PATIENCE, "a vCPU to be kept out of the guest")
     while _count(testbed).failed < EXITS:  # of all pages: an interrupt brings the next task
@@ -95,7 +95,7 @@ def _waiting(testbed: Testbed, found: crowd.Crowd, tasks: Tasks, path: str) -> F
     touched, signalled = _end(testbed, found)
     whole = (touched, signalled) == (len(tasks.pages), 0)
     seconds = last.at - first.at
-    return Found(
+    return CrowdOutcome(
         verdict="vm-exit",
         summary=f"in {seconds:.1f} s of waiting {last.failed - first.failed} exits; then "
         f"{touched} of {len(tasks.pages)} loads worked, {signalled} got a signal",

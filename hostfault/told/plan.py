@@ -26,7 +26,7 @@ class Tasks:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Measurement:
     """One measurement; its key is unique, and names it on the command line."""
 
     table: str  # of docs/told.md
@@ -60,7 +60,7 @@ def _ram(access: str) -> Scenario:
     return Scenario("ram", "full", access, async_pf=True)
 
 
-def _outcomes() -> list[Cell]:
+def _outcomes() -> list[Measurement]:
     """The same load of a truncated page for every kernel and policy."""
     rows = (
         ("stock", STOCK_KERNEL, STOCK, "KVM as it is"),
@@ -74,43 +74,45 @@ def _outcomes() -> list[Cell]:
         ("older-mce", OLDER, "mce", "host kernel 6.12"),
     )
     return [
-        Cell("outcomes", name, _dax("load"), kernel, policy, words=words)
+        Measurement("outcomes", name, _dax("load"), kernel, policy, words=words)
         for name, kernel, policy, words in rows
     ]
 
 
-def _cases() -> list[Cell]:
+def _cases() -> list[Measurement]:
     """Every truncated case of ci/dax, and a full tmpfs below plain guest memory."""
     touched = product(("zero", "middle"), ("load", "store"), (True, False))
     called = product(("zero",), ("read", "write"), (True, False))
     dax = [_dax(access, fault, apf=apf) for fault, access, apf in (*touched, *called)]
     ram = [_ram(access) for access in ("load", "store", "read", "write")]
-    return [Cell("cases", f"mce-{_short(each)}", each) for each in (*dax, *ram)]
+    return [Measurement("cases", f"mce-{_short(each)}", each) for each in (*dax, *ram)]
 
 
-def _stops() -> list[Cell]:
+def _stops() -> list[Measurement]:
     """The same where the vCPU is kept out of the guest until the page is back."""
     accesses = ("load", "store", "read", "write")
     every = [*(_dax(access) for access in accesses), *(_ram(access) for access in accesses)]
-    return [Cell("stops", f"stop-{_short(each)}", each, policy="stop") for each in every]
+    return [Measurement("stops", f"stop-{_short(each)}", each, policy="stop") for each in every]
 
 
-def _guests() -> list[Cell]:
+def _guests() -> list[Measurement]:
     """A store to a truncated page, by guests of many kinds."""
     store, four = _dax("store"), _dax("store", vcpus=4)
     intel = ("-cpu", "host,vendor=GenuineIntel")
     no_mca = ("-cpu", "host,-mca,-mce")
     return [
-        Cell("guests", "guest-4-vcpus", four, words="4 vCPUs"),
-        Cell("guests", "guest-intel", store, qemu_options=intel, words="an Intel CPU by its CPUID"),
-        Cell("guests", "guest-intel-4", four, qemu_options=intel, words="the same, 4 vCPUs"),
-        Cell("guests", "guest-no-mca", store, qemu_options=no_mca, words="no MCA"),
-        Cell("guests", "guest-6.12", store, guest_kernel="6.12", words="guest kernel 6.12"),
-        Cell("guests", "guest-6.1", store, guest_kernel="6.1", words="guest kernel 6.1"),
+        Measurement("guests", "guest-4-vcpus", four, words="4 vCPUs"),
+        Measurement(
+            "guests", "guest-intel", store, qemu_options=intel, words="an Intel CPU by its CPUID"
+        ),
+        Measurement("guests", "guest-intel-4", four, qemu_options=intel, words="the same, 4 vCPUs"),
+        Measurement("guests", "guest-no-mca", store, qemu_options=no_mca, words="no MCA"),
+        Measurement("guests", "guest-6.12", store, guest_kernel="6.12", words="guest kernel 6.12"),
+        Measurement("guests", "guest-6.1", store, guest_kernel="6.1", words="guest kernel 6.1"),
     ]
 
 
-def _hard() -> list[Cell]:
+def _hard() -> list[Measurement]:
     """Every other access that there is, to a truncated page.
 
     Those that begin in the page before want that one to be there.
@@ -122,13 +124,13 @@ def _hard() -> list[Cell]:
         if access.name not in plain
     ]
     return [
-        Cell("hard", f"{policy}-{_short(case)}", case, policy=policy)
+        Measurement("hard", f"{policy}-{_short(case)}", case, policy=policy)
         for policy in ("mce", "stop")
         for case in cases
     ]
 
 
-def _crowds() -> list[Cell]:
+def _crowds() -> list[Measurement]:
     """Several tasks on pages that are gone; 128 with 32 bad is the thread's case."""
     both, many = Tasks(2, (5, 5)), Tasks(128, tuple(range(0, 512, 16)))
     rows = (
@@ -138,16 +140,18 @@ def _crowds() -> list[Cell]:
         ("crowd-stop", many, 1, "stop", "the same, 1 vCPU"),
     )
     return [
-        Cell("crowds", key, _dax("load", vcpus=vcpus), policy=policy, words=words, tasks=tasks)
+        Measurement(
+            "crowds", key, _dax("load", vcpus=vcpus), policy=policy, words=words, tasks=tasks
+        )
         for key, tasks, vcpus, policy, words in rows
     ]
 
 
-def _same() -> list[Cell]:
+def _same() -> list[Measurement]:
     """What must be the same with and without all this: controls, and poisoned memory."""
     cases = [_dax("load", fault) for fault in ("none", "guest", "hwpoison")]
     return [
-        Cell("same", f"{name}-{each.fault}", each, kernel, policy)
+        Measurement("same", f"{name}-{each.fault}", each, kernel, policy)
         for each in cases
         for name, kernel, policy in (("stock", STOCK_KERNEL, STOCK), ("ours", OURS, "mce"))
     ]
@@ -158,7 +162,7 @@ def _short(scenario: Scenario) -> str:
     return f"{scenario.backing}-{scenario.fault}-{scenario.access}-{apf}"
 
 
-CELLS: tuple[Cell, ...] = (
+CELLS: tuple[Measurement, ...] = (
     *(*_outcomes(), *_cases(), *_hard()),
     *(*_stops(), *_same(), *_guests(), *_crowds()),
 )

@@ -18,7 +18,7 @@ from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError
 from hostfault.run.lab import Lab
 from hostfault.run.observe import STORED, Armed, arm, observe
 from hostfault.told import crowd
-from hostfault.told.plan import Cell
+from hostfault.told.plan import Measurement
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ AGAIN = "the page once more"
 
 
 @dataclass(frozen=True)
-class Result:
+class ToldRun:
     """What was found; plain data that goes to JSON."""
 
     cell: str  # its key
@@ -46,7 +46,7 @@ class Result:
     version: str = ""  # of hostfault
 
 
-def run(lab: Lab, cell: Cell, folder: Path) -> Result:
+def run(lab: Lab, cell: Measurement, folder: Path) -> ToldRun:
     """Measure a cell. Trouble of the harness is tried again, and then a result, too."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -56,21 +56,21 @@ def run(lab: Lab, cell: Cell, folder: Path) -> Result:
         except HostfaultError as error:
             log.info("%s, attempt %d: %s", cell.key, attempt, error)
             trouble = str(error).splitlines()[0]
-    return Result(
+    return ToldRun(
         cell.key, _command(cell), "error", trouble, 0, 0, 0.0, (), None, recovery="", again=""
     )
 
 
-def _run_once(lab: Lab, cell: Cell, folder: Path) -> Result:
+def _run_once(lab: Lab, cell: Measurement, folder: Path) -> ToldRun:
     if cell.tasks is not None:
         found = crowd.run(lab, cell, cell.tasks, folder)
-        return Result(cell.key, _command(cell), faults=0, again="", **vars(found))
+        return ToldRun(cell.key, _command(cell), faults=0, again="", **vars(found))
     with lab.testbed(cell.scenario, folder) as testbed:
         armed = arm(testbed, cell.scenario)
         seen = observe(testbed, armed)
         verdict = final_verdict(seen)
         again = _again(testbed, armed, seen)
-    return Result(
+    return ToldRun(
         cell=cell.key,
         command=_command(cell),
         verdict=verdict.kind.value,
@@ -88,7 +88,7 @@ def _run_once(lab: Lab, cell: Cell, folder: Path) -> Result:
     )
 
 
-def _command(cell: Cell) -> str:
+def _command(cell: Measurement) -> str:
     return f"ci/told --only {cell.key}"
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from hostfault.case.model import VmmDeed, to_json
 from hostfault.report.document import fill
-from hostfault.told.plan import CELLS, Cell
-from hostfault.told.run import Result
+from hostfault.told.plan import CELLS, Measurement
+from hostfault.told.run import ToldRun
 
 _CASE_COLUMNS = ("backing", "fault", "access", "apf", "gets", "afterwards", "`--only`")
 _COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -22,34 +22,34 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def as_json(result: Result) -> dict[str, Any]:
+def as_json(result: ToldRun) -> dict[str, Any]:
     """A result as it is kept."""
     return {**to_json(result), "deeds": [to_json(deed) for deed in result.deeds]}
 
 
-def load(path: Path) -> list[Result]:
+def load(path: Path) -> list[ToldRun]:
     """The newest result of each cell that there still is, in the order of the plan."""
     if not path.exists():
         return []
-    newest: dict[str, Result] = {}
+    newest: dict[str, ToldRun] = {}
     for line in path.read_text().splitlines():
         try:
             said = json.loads(line)
             deeds = tuple(VmmDeed(**deed) for deed in said.pop("deeds"))
-            result = Result(**said, deeds=deeds)
+            result = ToldRun(**said, deeds=deeds)
         except (ValueError, TypeError, KeyError):  # cut short, or of an older form
             continue
         newest[result.cell] = result
     return [newest[cell.key] for cell in CELLS if cell.key in newest]
 
 
-def lines(results: Sequence[Result]) -> Iterator[str]:
+def lines(results: Sequence[ToldRun]) -> Iterator[str]:
     """One line a result, for a terminal."""
     for each in results:
         yield f"{each.cell}: {each.verdict.upper()}  {each.summary}"
 
 
-def write(results: Sequence[Result], document: Path) -> list[Path]:
+def write(results: Sequence[ToldRun], document: Path) -> list[Path]:
     """Bring the document's tables up to date, and write the data beside it."""
     data = document.with_suffix("") / "cells.json"
     data.parent.mkdir(exist_ok=True)
@@ -60,12 +60,12 @@ def write(results: Sequence[Result], document: Path) -> list[Path]:
     return [document, data]
 
 
-def _of_cell(cell: Cell) -> dict[str, Any]:
+def _of_cell(cell: Measurement) -> dict[str, Any]:
     rest = {name: value for name, value in to_json(cell).items() if name not in ("key", "scenario")}
     return {**rest, **to_json(cell.scenario)}
 
 
-def tables(results: Sequence[Result]) -> dict[str, str]:
+def tables(results: Sequence[ToldRun]) -> dict[str, str]:
     """Every table of the page, by name."""
     found = {each.cell: each for each in results}
     return {
@@ -74,11 +74,11 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
     }
 
 
-def _is_in(cell: Cell, table: str, found: Mapping[str, Result]) -> bool:
+def _is_in(cell: Measurement, table: str, found: Mapping[str, ToldRun]) -> bool:
     return cell.table == table and cell.key in found
 
 
-def _table(rows: Sequence[tuple[Cell, Result]], name: str) -> str:
+def _table(rows: Sequence[tuple[Measurement, ToldRun]], name: str) -> str:
     if not rows:
         return "Not measured yet."
     columns = _COLUMNS.get(name, _CASE_COLUMNS)
@@ -86,7 +86,7 @@ def _table(rows: Sequence[tuple[Cell, Result]], name: str) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in shown)
 
 
-def _row(cell: Cell, result: Result, table: str) -> tuple[str, ...]:
+def _row(cell: Measurement, result: ToldRun, table: str) -> tuple[str, ...]:
     gets, after, key = _gets(result), _afterwards(result), f"`{cell.key}`"
     if table == "outcomes":
         kernel = f"`{cell.kernel}`" + (f", {cell.words}" if cell.words else "")
@@ -105,7 +105,7 @@ def _row(cell: Cell, result: Result, table: str) -> tuple[str, ...]:
     return (scenario.backing, scenario.fault, scenario.access, apf, gets, after, key)
 
 
-def _gets(result: Result) -> str:
+def _gets(result: ToldRun) -> str:
     """The verdict, and what there is to say about it in a few words."""
     if " got a signal" in result.summary:  # a crowd's
         return f"`{result.verdict}`: {result.summary}"
@@ -118,13 +118,13 @@ def _gets(result: Result) -> str:
     return f"`{result.verdict}`: {words.get(result.verdict, result.summary)}"
 
 
-def _why(result: Result) -> str:
+def _why(result: ToldRun) -> str:
     """Why the VM stopped in spite of a policy, where its log says so."""
     passed = [deed.words.removeprefix("why ") for deed in result.deeds if deed.did == "passed"]
     return f"nothing, the VM stops: {passed[-1]}" if passed else "nothing, the VM stops"
 
 
-def _afterwards(result: Result) -> str:
+def _afterwards(result: ToldRun) -> str:
     if result.again:
         return f"lives; the page given back: {result.again}"
     if result.recovery:

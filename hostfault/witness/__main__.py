@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -22,6 +21,7 @@ from hostfault.kernel.catalog import newest
 from hostfault.plumbing.cache import Cache, default_cache
 from hostfault.plumbing.deadline import wall_clock
 from hostfault.plumbing.errors import HostfaultError, UsageError
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.project import PROJECT
 from hostfault.plumbing.short_directory import sweep_short_directories
 from hostfault.run.lab import Lab
@@ -126,11 +126,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HostfaultError as error:
-        print(f"selftest: {error}", file=sys.stderr)
-        sys.exit(compare.TROUBLE)
-    except KeyboardInterrupt:
-        print("\nselftest: stopped", file=sys.stderr)
-        sys.exit(130)
+    end_with(main, "selftest", trouble=compare.TROUBLE)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hostfault.case.model import Scenario, VerdictKind
-from hostfault.witness.tap import Result
+from hostfault.witness.tap import SelftestResult
 
 AGREE, DIFFER, TROUBLE = 0, 1, 2  # exit codes
 
@@ -31,12 +31,12 @@ class Ours:
 
 
 @dataclass(frozen=True)
-class Row:
+class WitnessRow:
     """One test of the witness on one kernel, and the dax case that is the same, if there is one."""
 
     kernel: str
     name: str
-    witness: Result
+    witness: SelftestResult
     ours: Ours | None  # None: no dax case corresponds
 
     @property
@@ -54,7 +54,7 @@ class Report:
     """All that is known of one kernel."""
 
     kernel: str
-    rows: tuple[Row, ...]
+    rows: tuple[WitnessRow, ...]
     trouble: tuple[str, ...] = ()  # what kept the witness from speaking, or its host was broken
 
 
@@ -67,11 +67,11 @@ def scenario_for(name: str) -> Scenario | None:
 
 
 def rows_of(
-    kernel: str, results: Mapping[str, Result], ours: Mapping[Scenario, Ours]
-) -> tuple[Row, ...]:
+    kernel: str, results: Mapping[str, SelftestResult], ours: Mapping[Scenario, Ours]
+) -> tuple[WitnessRow, ...]:
     """A row for each of the witness's results, in its order."""
     return tuple(
-        Row(kernel, name, result, ours.get(scenario) if scenario else None)
+        WitnessRow(kernel, name, result, ours.get(scenario) if scenario else None)
         for name, result in results.items()
         for scenario in [scenario_for(name)]
     )
@@ -99,7 +99,7 @@ def table(reports: Sequence[Report]) -> str:
     return "\n".join([*text, "", *(_summary(report) for report in reports)])
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: WitnessRow) -> tuple[str, ...]:
     ours = "-"
     if row.ours:
         ours = row.ours.verdict.value if row.ours.verdict else "error"
@@ -125,7 +125,7 @@ def _summary(report: Report) -> str:
     return "\n".join([f"{report.kernel}: {said}", *(f"    {each}" for each in troubles)])
 
 
-def _why(row: Row) -> str:
+def _why(row: WitnessRow) -> str:
     if row.witness.skipped:
         return f"{row.name}: skipped: {row.witness.skipped}"
     if row.ours and row.ours.trouble:

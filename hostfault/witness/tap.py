@@ -21,7 +21,7 @@ _NOTE = re.compile(r"^# (?P<name>[\w.-]+): (?P<fields>\w+=\S+(?: \w+=\S+)*)$")
 
 
 @dataclass(frozen=True)
-class Result:
+class SelftestResult:
     """One test of the selftest."""
 
     name: str  # "zero.apf-user.load": backing, mode, access
@@ -36,7 +36,7 @@ class Result:
         return self.name.partition(".")[0] in CONTROLS
 
 
-def parse(text: str) -> dict[str, Result]:
+def parse(text: str) -> dict[str, SelftestResult]:
     """All results by name.
 
     Raises :class:`ProtocolError` if the plan is missing or was not fulfilled, or if a result
@@ -48,7 +48,7 @@ def parse(text: str) -> dict[str, Result]:
     if plan[1] == "0":
         raise ProtocolError(f"the selftest has no test to run here:\n{_end(text)}")
     notes: dict[str, dict[str, str]] = {}
-    found: dict[str, Result] = {}
+    found: dict[str, SelftestResult] = {}
     for line in text.replace("\r", "").splitlines():
         if note := _NOTE.match(line):
             pairs = (pair.split("=", 1) for pair in note["fields"].split(" "))
@@ -63,16 +63,16 @@ def parse(text: str) -> dict[str, Result]:
     return found
 
 
-def _result(passed: bool, words: str, notes: Mapping[str, Mapping[str, str]]) -> Result:
+def _result(passed: bool, words: str, notes: Mapping[str, Mapping[str, str]]) -> SelftestResult:
     if " # SKIP" in words or words.startswith("# SKIP"):
         name, _, reason = words.replace("# SKIP", "").strip().partition(": ")
-        return Result(name.strip(), passed, "", {}, reason.strip() or "no reason given")
+        return SelftestResult(name.strip(), passed, "", {}, reason.strip() or "no reason given")
     name = words.strip()
     fields = notes.get(name, {})
     verdict = fields.get("verdict", "")
     if verdict not in VERDICTS:
         raise ProtocolError(f"the selftest gave {name} the verdict {verdict!r}")
-    result = Result(name, passed, verdict, fields)
+    result = SelftestResult(name, passed, verdict, fields)
     if passed != (verdict == ("ok" if result.is_control else "exit")):
         raise ProtocolError(f"the selftest's result of {name} does not follow from {verdict!r}")
     return result

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hostfault.agent.cap import TAIL, Cap, cut
-from hostfault.agent.server import Agent
+from hostfault.agent.server import AgentServer
 from hostfault.backing.base import MEMFD
 from hostfault.guest.boot import GuestSpec, command
 from hostfault.plumbing.deadline import Deadline, poll
@@ -59,7 +59,7 @@ def test_a_writer_goes_on_at_the_new_end(tmp_path: Path) -> None:
 
 
 def test_a_child_s_log_is_open_for_appending(tmp_path: Path) -> None:
-    agent = Agent(tmp_path / "run")
+    agent = AgentServer(tmp_path / "run")
     try:
         pid = agent.spawn("child", ["sleep", "60"], dict(os.environ))
         info = Path(f"/proc/{pid}/fdinfo/1").read_text()

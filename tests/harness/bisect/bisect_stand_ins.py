@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hostfault.bisect import build
 from hostfault.bisect.__main__ import run
-from hostfault.bisect.children import Programs
+from hostfault.bisect.children import StepPrograms
 from hostfault.case import known_issues
 from hostfault.case.model import Kernel, Qemu, Scenario, Verdict, VerdictKind, observation_from_json
 from hostfault.case.record import LabFacts, Record
@@ -150,8 +150,8 @@ if __name__ == "__main__":
         build.command(sys.argv[1:])
     else:
         run(
-            Programs(
+            StepPrograms(
                 build=(sys.executable, "-P", __file__, "build"),
-                pytest=(*Programs().pytest, "-p", "bisect_stand_ins"),
+                pytest=(*StepPrograms().pytest, "-p", "bisect_stand_ins"),
             )
         )

@@ -394,14 +394,16 @@ def is_gone(pid: int) -> bool:
 # --- packaged kernels ---
 
 
+def versions_in(line: str) -> list[str]:
+    """The kernels that a line names, in its order."""
+    return re.findall(r"\b\d+(?:\.\d+)+\b", line)
+
+
 def test_packages_that_all_spin_are_said_to_agree(tmp_path: Path) -> None:
     tree = Tree(tmp_path)  # not even a repository
     done = tree.bisect("--packages", "6.1..7.3.4")
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == (
-        "bisect: nothing to find: both ends, 6.1 and 7.3.4, are bad; "
-        "what lies between was not tested"
-    )
+    assert versions_in(done.stdout.splitlines()[-1]) == ["6.1", "7.3.4"]
 
 
 def test_the_first_package_that_differs_is_found(tmp_path: Path) -> None:
@@ -411,16 +413,17 @@ def test_the_first_package_that_differs_is_found(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("bisect: 6.12 | spin, ")
     assert lines[0].endswith(" | broken")
-    assert lines[-1] == "bisect: 6.17 is the first that is fixed; 6.17.8 is still broken"
+    assert versions_in(lines[-1]) == ["6.17", "6.17.8"]
+    assert lines[-1].index("fixed") < lines[-1].index("6.17.8") < lines[-1].index("broken")
 
 
 def test_packages_that_cannot_be_tested_are_named(tmp_path: Path) -> None:
     words = ("--packages", "6.16..6.17", "--retries", "0")
     done = Tree(tmp_path).bisect(*words, FIRST_FIXED="6.17", BROKEN_PACKAGES="6.17.8")
     assert done.returncode == 125
-    assert done.stdout.splitlines()[-1] == (
-        "bisect: 6.16 is bad and 6.17 is good; between them, 6.17.8 could not be tested"
-    )
+    last = done.stdout.splitlines()[-1]
+    assert versions_in(last) == ["6.16", "6.17", "6.17.8"]
+    assert last.index("bad") < last.index("6.17") < last.index("good") < last.index("6.17.8")
 
 
 # --- the command ---

@@ -20,7 +20,7 @@ from hostfault.bisect.decide import (
     in_words,
     sort,
 )
-from hostfault.bisect.packages import Found, between, search
+from hostfault.bisect.packages import Boundary, between, search
 from hostfault.bisect.results import read
 from hostfault.case.model import VerdictKind
 from hostfault.kernel.buildroot import BuildRoot, error_lines
@@ -408,14 +408,14 @@ def test_neighbours_need_no_further_test() -> None:
 
 def test_ends_that_agree_are_said_to_agree_and_nothing_else_is_tested() -> None:
     kernels = Kernels("bgggggb")
-    assert search(NAMES, kernels) == Found("7.3", "7.3", BAD, BAD)
+    assert search(NAMES, kernels) == Boundary("7.3", "7.3", BAD, BAD)
     assert kernels.asked == ["6.1", "7.3"]
 
 
 def test_kernels_that_cannot_be_tested_are_gone_round() -> None:
     found = search(NAMES, Kernels("b??b?gg"))
     assert (found.older, found.newer, found.between) == ("6.17", "7.2", ("6.18",))
-    assert search(NAMES, Kernels("b?bg?gg")) == Found("6.16", "6.17", BAD, GOOD)
+    assert search(NAMES, Kernels("b?bg?gg")) == Boundary("6.16", "6.17", BAD, GOOD)
 
 
 @pytest.mark.parametrize("kinds", ["?bbbbbg", "bbbbbb?"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,8 @@ def asleep(**changes: Any) -> Observation:
 def recorded(name: str) -> Observation:
     """A recorded observation by its file's name."""
     return observation_from_json(json.loads((OBSERVATIONS / name).read_text()))
+
+
+def facts_of(summary: str) -> list[str]:
+    """The numbers, addresses and signals of a summary, in their order, without its words."""
+    return re.findall(r"\b(?:0x[0-9a-f]+|SIG[A-Z]+|[0-9][0-9,]*(?:\.[0-9]+)?)\b", summary)

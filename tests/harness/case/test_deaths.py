@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from case_stand_ins import (
     SIGBUS,
+    facts_of,
     kind_of,
     observed,
     sample,
@@ -41,7 +42,7 @@ def test_a_host_that_hangs_is_a_host_death_that_says_what_went_unanswered() -> N
     verdict = judge(spinning(host_ended=Ended(None, None, words)))
     assert verdict is not None
     assert verdict.kind is VerdictKind.HOST_DEATH
-    assert verdict.summary == "the host kernel is gone: waited 10 s; SSH went unanswered"
+    assert verdict.summary.endswith(words.splitlines()[-1])
 
 
 def test_a_panic_event_of_the_host_is_a_host_death() -> None:
@@ -53,7 +54,7 @@ def test_a_qemu_that_a_signal_ended_is_a_vmm_death() -> None:
     verdict = judge(spinning(qemu_ended=Ended(None, SIGBUS, "")))
     assert verdict is not None
     assert verdict.kind is VerdictKind.VMM_DEATH
-    assert verdict.summary == "QEMU ended with SIGBUS: (nothing)"
+    assert facts_of(verdict.summary) == ["SIGBUS"]
 
 
 def test_a_qemu_that_was_told_to_end_has_not_died() -> None:

@@ -9,6 +9,7 @@ from case_stand_ins import (
     GFN,
     RIP,
     asleep,
+    facts_of,
     observed,
     recorded,
     sample,
@@ -25,7 +26,7 @@ def test_a_task_that_sleeps_for_ever_is_a_stall_but_only_at_the_deadline() -> No
     assert judge(asleep()) is None
     verdict = final_verdict(asleep())
     assert verdict.kind is VerdictKind.STALL
-    assert "no fault and no progress in 5.0 s" in verdict.summary
+    assert "5.0" in facts_of(verdict.summary)
 
 
 def test_a_guest_that_does_not_answer_is_not_a_stall() -> None:

@@ -11,14 +11,14 @@ from hostfault.check.matrix import (
     NOTHING,
     TROUBLE,
     WRONG,
-    Result,
+    CheckedCase,
     Standing,
     exit_code,
     reason,
     report,
 )
 
-RIGHT = Result(
+RIGHT = CheckedCase(
     seed="1/0",
     situation="spins",
     case="7.3.4: spins, zero, load, apf",
@@ -30,7 +30,7 @@ RIGHT = Result(
 )
 
 
-def said(word: str, **changes: object) -> Result:
+def said(word: str, **changes: object) -> CheckedCase:
     return dataclasses.replace(RIGHT, said=word, **changes)  # type: ignore[arg-type]
 
 
@@ -49,7 +49,7 @@ def said(word: str, **changes: object) -> Result:
         (said("spin", truth=NOTHING), Standing.WRONG),
     ],
 )
-def test_what_a_result_amounts_to(result: Result, standing: Standing) -> None:
+def test_what_a_result_amounts_to(result: CheckedCase, standing: Standing) -> None:
     assert result.standing is standing
 
 

@@ -26,7 +26,7 @@ from typing import TypeVar
 from daxfs_frontend import WINDOW
 from daxfs_guest import Guest
 
-from hostfault.daxfs.device import Device, Settings
+from hostfault.daxfs.device import DaemonSettings, Device
 from hostfault.daxfs.eventlog import EventLog
 from hostfault.daxfs.vhost_user import PeerError
 from hostfault.plumbing.errors import DeadlineError
@@ -181,7 +181,7 @@ def _serve(ours: socket.socket, theirs: socket.socket, sandbox: Sandbox) -> None
     faulthandler.disable()  # pytest's would print what the exit code tells
     ours.close()
     os.umask(0)
-    settings = Settings(sandbox.shared, WINDOW, "fuzz", MAX_NODES, MAX_HANDLES)
+    settings = DaemonSettings(sandbox.shared, WINDOW, "fuzz", MAX_NODES, MAX_HANDLES)
     with sandbox.log.open("ab", buffering=0) as stream, theirs:
         try:
             Device(theirs, settings, EventLog(stream)).serve()

@@ -26,7 +26,7 @@ from daxfs_served import (
 )
 
 from hostfault.daxfs import files, names, session
-from hostfault.daxfs.share import Request, Share
+from hostfault.daxfs.share import FuseRequest, Share
 from hostfault.daxfs.virtqueue import Virtqueue
 
 SEED = 2020
@@ -55,46 +55,46 @@ def planted(monkeypatch: pytest.MonkeyPatch, opcode: int, operation: session.Ope
     monkeypatch.setattr(session, "OPERATIONS", {**session.OPERATIONS, opcode: operation})
 
 
-def wrong_bytes(share: Share, request: Request) -> bytes:
+def wrong_bytes(share: Share, request: FuseRequest) -> bytes:
     return files.read(share, request)[::-1]
 
 
-def renames_too_much(share: Share, request: Request) -> bytes:
+def renames_too_much(share: Share, request: FuseRequest) -> bytes:
     names.rename(share, request)
     os.close(os.open("a", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=share.nodes.root.fd))
     return b""
 
 
-def leaves_a_descriptor(share: Share, request: Request) -> bytes:
+def leaves_a_descriptor(share: Share, request: FuseRequest) -> bytes:
     os.dup(share.nodes.root.fd)
     return files.release(share, request)
 
 
-def writes_beside_the_share(share: Share, request: Request) -> bytes:
+def writes_beside_the_share(share: Share, request: FuseRequest) -> bytes:
     fd = os.open("../outside", os.O_DIRECTORY, dir_fd=share.nodes.root.fd)
     os.close(os.open("made", os.O_CREAT, dir_fd=fd))
     os.close(fd)
     return names.mkdir(share, request)
 
 
-def takes_long(share: Share, request: Request) -> bytes:
+def takes_long(share: Share, request: FuseRequest) -> bytes:
     end = time.process_time() + 0.2
     while time.process_time() < end:
         pass
     return files.getattr_(share, request)
 
 
-def sleeps(share: Share, request: Request) -> bytes:
+def sleeps(share: Share, request: FuseRequest) -> bytes:
     time.sleep(3)
     return files.getattr_(share, request)
 
 
-def dies(share: Share, request: Request) -> bytes:
+def dies(share: Share, request: FuseRequest) -> bytes:
     os.kill(os.getpid(), signal.SIGBUS)
     return b""
 
 
-def has_a_bug(share: Share, request: Request) -> bytes:
+def has_a_bug(share: Share, request: FuseRequest) -> bytes:
     raise KeyError("a bug")
 
 

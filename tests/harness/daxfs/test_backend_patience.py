@@ -28,9 +28,9 @@ from daxfs_frontend import (
 from daxfs_guest import ROOT, Guest
 
 from hostfault.daxfs import session
-from hostfault.daxfs.device import Device, Settings
+from hostfault.daxfs.device import DaemonSettings, Device
 from hostfault.daxfs.eventlog import EventLog
-from hostfault.daxfs.share import Request, Share
+from hostfault.daxfs.share import FuseRequest, Share
 from hostfault.plumbing.deadline import Deadline, poll
 
 GETATTR = struct.pack("<IIQ", 0, 0, 0)
@@ -54,7 +54,7 @@ def fill_ring(guest: Guest) -> None:
 def inside(tmp_path: Path) -> Iterator[Guest]:
     """A guest of a back-end that runs in a thread of this process."""
     ours, theirs = socket.socketpair()
-    settings = Settings(tmp_path, 64 << 20, "hostfault", 1000, 100)
+    settings = DaemonSettings(tmp_path, 64 << 20, "hostfault", 1000, 100)
     device = Device(theirs, settings, EventLog(io.BytesIO()))
     thread = threading.Thread(target=device.serve)
     thread.start()
@@ -72,7 +72,7 @@ def test_the_front_end_is_heard_after_each_request(
 ) -> None:
     done: list[bool] = []  # for each request of a ring full: had the front-end an answer by then?
 
-    def getattr_(share: Share, request: Request) -> bytes:
+    def getattr_(share: Share, request: FuseRequest) -> bytes:
         done.append(bool(select.select([inside.main], [], [], 0)[0]))
         if len(done) == 1:
             inside.send(GET_FEATURES)
@@ -92,7 +92,7 @@ def test_one_ring_does_not_wait_for_all_of_the_other(
 ) -> None:
     order: list[int] = []
 
-    def note(share: Share, request: Request) -> bytes:
+    def note(share: Share, request: FuseRequest) -> bytes:
         order.append(request.header.opcode)
         if len(order) == 1:  # the other ring is kicked while this one is full
             inside.memory[REPLY_AT + 4096 : REPLY_AT + 4096 + 56] = struct.pack(

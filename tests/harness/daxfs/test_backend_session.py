@@ -12,7 +12,7 @@ import pytest
 from hostfault.daxfs import session
 from hostfault.daxfs.eventlog import EventLog
 from hostfault.daxfs.nodes import Handles, Nodes
-from hostfault.daxfs.share import Request, Share
+from hostfault.daxfs.share import FuseRequest, Share
 from hostfault.daxfs.vhost_user import PeerError
 from hostfault.daxfs.window import Window
 
@@ -42,7 +42,7 @@ def served(tmp_path: Path, stream: io.BytesIO) -> session.Session:
 
 
 def raising(error: Exception) -> session.Operation:
-    def operation(share: Share, request: Request) -> bytes:
+    def operation(share: Share, request: FuseRequest) -> bytes:
         raise error
 
     return operation

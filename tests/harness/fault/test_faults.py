@@ -42,7 +42,7 @@ def test_no_name_is_part_of_another_so_that_k_picks_one() -> None:
 
 
 def test_a_name_that_is_unknown_is_told_what_there_is() -> None:
-    with pytest.raises(UsageError, match="no fault 'fire'; known are none, zero, middle"):
+    with pytest.raises(UsageError, match=r"'fire'.* none, zero, middle"):
         FAULTS["fire"]
 
 

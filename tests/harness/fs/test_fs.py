@@ -10,7 +10,7 @@ import pytest
 
 from hostfault.fs import send, suites
 from hostfault.fs.__main__ import main, pjdfstest_parts
-from hostfault.fs.suites import Outcome, read_fsx, read_tap
+from hostfault.fs.suites import PartOutcome, read_fsx, read_tap
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import HostfaultError, LaunchError, UsageError
 
@@ -96,7 +96,7 @@ def test_a_guest_that_says_nothing_has_failed() -> None:
 
 
 def test_a_run_of_fsx_passes_by_its_exit_code(tmp_path: Path) -> None:
-    assert read_fsx("direct", 0, "All 10 operations completed") == Outcome(
+    assert read_fsx("direct", 0, "All 10 operations completed") == PartOutcome(
         "fsx", "direct", "passed", ""
     )
     failed = read_fsx("direct", 101, "READ BAD DATA")
@@ -115,9 +115,9 @@ def test_the_exit_code_of_fsx_reaches_us(tmp_path: Path) -> None:
 
 def test_every_failure_is_in_the_table() -> None:
     outcomes = [
-        Outcome("pjdfstest", "a", "passed", "9"),
-        Outcome("pjdfstest", "b", "failed", "8 of 9"),
-        Outcome("fsx", "c", "skipped", ""),
+        PartOutcome("pjdfstest", "a", "passed", "9"),
+        PartOutcome("pjdfstest", "b", "failed", "8 of 9"),
+        PartOutcome("fsx", "c", "skipped", ""),
     ]
     lines = suites.table(outcomes).splitlines()
     assert [line.split() for line in lines[1:3]] == [

@@ -109,10 +109,10 @@ def test_options_that_contradict_each_other_are_told_before_anything_runs(
 
 
 def test_local_without_kvm_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="--host emulated needs no KVM"):
+    with pytest.raises(UsageError, match="--host emulated"):
         choose(Settings(host="local"), NO_KVM)
 
 
 def test_another_qemu_without_kvm_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="--qemu needs a local host"):
+    with pytest.raises(UsageError, match="--qemu"):
         choose(Settings(qemu="system"), NO_KVM)

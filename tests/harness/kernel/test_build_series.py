@@ -72,7 +72,7 @@ def test_a_patch_that_does_not_apply_leaves_nothing_behind(
     cache: Cache, root: FakeRoot, mirror: list[str], fix: Path
 ) -> None:
     fix.write_text(PATCH.replace("-int x86", "-int y86"))
-    with pytest.raises(SetupError, match=rf"fix\.patch does not apply: hunk 1 of {X86}"):
+    with pytest.raises(SetupError, match=rf"fix\.patch .*hunk 1 of {X86}"):
         build.resolve_built("6.6+fix", cache)
     assert [path for path in (cache.root / "built").iterdir() if path.is_dir()] == []
 
@@ -81,12 +81,12 @@ def test_a_series_that_changes_more_than_kvm_is_refused(
     cache: Cache, root: FakeRoot, mirror: list[str], fix: Path
 ) -> None:
     fix.write_text(PATCH + "--- a/mm/gup.c\n+++ b/mm/gup.c\n@@ -1 +1 @@\n-int gup;\n+int g;\n")
-    with pytest.raises(UsageError, match=r"changes mm/gup\.c, and nothing but KVM's modules"):
+    with pytest.raises(UsageError, match=r"mm/gup\.c"):
         build.resolve_built("6.6+fix", cache)
 
 
 def test_an_unknown_kernel_lists_the_known_ones(cache: Cache, mirror: list[str], fix: Path) -> None:
-    with pytest.raises(UsageError, match=r"no kernel '9\.9' to patch; known are 6\.6"):
+    with pytest.raises(UsageError, match=r"'9\.9'.* 6\.6"):
         build.resolve_built("9.9+fix", cache)
 
 

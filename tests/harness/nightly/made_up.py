@@ -18,8 +18,8 @@ from hostfault.nightly import finish
 from hostfault.nightly.baseline import choose
 from hostfault.nightly.digest import digest
 from hostfault.nightly.news import Kind
-from hostfault.nightly.results import Key, Outcome, Result
-from hostfault.nightly.store import Night, Store
+from hostfault.nightly.results import Key, Result, Status
+from hostfault.nightly.store import Night, NightStore
 
 OBSERVATIONS = Path(__file__).parents[2] / "observations"
 KERNELS = ("local", "6.1", "6.12", "7.3.4", "7.3.4+fail-at-once", "next")
@@ -54,17 +54,17 @@ SAID = {
 }
 
 
-def usual(kernel: str, case: str) -> tuple[Outcome, str]:
+def usual(kernel: str, case: str) -> tuple[Status, str]:
     """What a case says in an ordinary night."""
     if "control" in case:
-        return Outcome.PASSED, "ok" if "-none-" in case else "task-error"
+        return Status.PASSED, "ok" if "-none-" in case else "task-error"
     if kernel in ("7.3.4+fail-at-once", "next"):
-        return Outcome.PASSED, "vm-exit"
-    return (Outcome.FAILED if kernel == "local" else Outcome.KNOWN), "spin"
+        return Status.PASSED, "vm-exit"
+    return (Status.FAILED if kernel == "local" else Status.KNOWN), "spin"
 
 
 def result(
-    kernel: str, case: str, outcome: Outcome, verdict: str, at: float, dice: random.Random
+    kernel: str, case: str, outcome: Status, verdict: str, at: float, dice: random.Random
 ) -> Result:
     said = SAID.get(verdict) or SPINS.format(dice.randint(100, 320))
     slow = 1.8 if at > FIRST + 22 * DAY else 1.0
@@ -80,8 +80,8 @@ def result(
     record: dict[str, Any] = {
         "verdict": verdict,
         "summary": said,
-        "accepted": outcome is Outcome.PASSED,
-        "known_issue": "kvm-apf-error" if outcome is Outcome.KNOWN else None,
+        "accepted": outcome is Status.PASSED,
+        "known_issue": "kvm-apf-error" if outcome is Status.KNOWN else None,
         "host_kind": "local" if kernel == "local" else "emulated",
         "host_kernel": {"name": kernel, "release": release, "packaged": kernel in "6.1 6.12 7.3.4"},
         "host_release": release,
@@ -103,11 +103,11 @@ def result(
 
 
 def trouble(kernel: str, case: str, reason: str, said: str, at: float, attempt: int) -> Result:
-    outcome = Outcome.TIMEOUT if reason == "DeadlineError" else Outcome.HARNESS
+    outcome = Status.TIMEOUT if reason == "DeadlineError" else Status.HARNESS
     return Result(kernel, case, outcome, attempt, "", said, reason, at, 31.0)
 
 
-def fill(store: Store, nights: int = 30) -> str:
+def fill(store: NightStore, nights: int = 30) -> str:
     """Make the nights; returns the name of the last."""
     dice = random.Random(7)
     cases = [f"tests/dax/{case}" for case in CASES]
@@ -166,11 +166,11 @@ def _runs(
 ) -> list[Result]:
     outcome, verdict = usual(kernel, case)
     if tonight and kernel == "6.12" and "zero-store-apf" in case:
-        return [result(kernel, case, Outcome.FAILED, "vmm-death", at, dice)]
+        return [result(kernel, case, Status.FAILED, "vmm-death", at, dice)]
     if tonight and kernel == "next" and "middle-load-apf" in case:
-        outcome, verdict = Outcome.PASSED, "task-error"
+        outcome, verdict = Status.PASSED, "task-error"
     if kernel == "7.3.4+fail-at-once" and "zero-load-noapf" in case and number in (11, 12, 13):
-        outcome, verdict = Outcome.FAILED, "spin"
+        outcome, verdict = Status.FAILED, "spin"
     if tonight and kernel == "6.1" and case.endswith("zero-load-noapf]"):
         said = "waited 120.0 s for the guest to boot; last saw: HOSTFAULT-INIT <b>mounted</b>"
         return [trouble(kernel, case, "DeadlineError", said, at, n) for n in (1, 2)]
@@ -180,7 +180,7 @@ def _runs(
         again = result(kernel, case, outcome, verdict, at, dice)
         return [first, dataclasses.replace(again, attempt=2)]
     if tonight and kernel == "next" and "guest-load" in case:
-        first = result(kernel, case, Outcome.FAILED, "stall", at, dice)
+        first = result(kernel, case, Status.FAILED, "stall", at, dice)
         return [
             first,
             dataclasses.replace(result(kernel, case, outcome, verdict, at, dice), attempt=2),
@@ -188,7 +188,7 @@ def _runs(
     return [result(kernel, case, outcome, verdict, at, dice)]
 
 
-def _with_evidence(store: Store, night: str, each: Result) -> Result:
+def _with_evidence(store: NightStore, night: str, each: Result) -> Result:
     name = re.sub(r"[^\w.]+", "-", f"{each.kernel}-{each.case}-{each.attempt}")
     folder = f"runs/001-all/tests/{name}"
     place = store.folder(night) / folder
@@ -205,4 +205,4 @@ def _with_evidence(store: Store, night: str, each: Result) -> Result:
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    print(where / fill(Store(where)) / "report.html")
+    print(where / fill(NightStore(where)) / "report.html")

@@ -15,8 +15,8 @@ from typing import Any
 
 from hostfault.nightly.__main__ import main
 from hostfault.nightly.results import Result
-from hostfault.nightly.runs import Programs
-from hostfault.nightly.store import Night, Store
+from hostfault.nightly.runs import PytestPrograms
+from hostfault.nightly.store import Night, NightStore
 
 CASES = ("none-load-apf", "zero-load-apf", "zero-store-apf", "middle-load-apf")
 
@@ -125,7 +125,7 @@ class Suite:
 
     def __init__(self, place: Path) -> None:
         self.root = place / "suite"
-        self.store = Store(place / "nights")
+        self.store = NightStore(place / "nights")
         module = self.root / "tests" / "dax" / "test_truncate.py"
         module.parent.mkdir(parents=True)
         module.write_text(MODULE.format(cases=CASES))
@@ -134,9 +134,9 @@ class Suite:
         self.says({})
 
     @property
-    def programs(self) -> Programs:
+    def programs(self) -> PytestPrograms:
         argv = (sys.executable, "-P", "-m", "pytest", "-c", str(self.root / "pytest.ini"))
-        return Programs((*argv, "--rootdir", str(self.root)), self.root)
+        return PytestPrograms((*argv, "--rootdir", str(self.root)), self.root)
 
     def says(self, words: dict[str, dict[str, Any]]) -> None:
         """From now on the cases say this; a case that is not named says task-error."""

@@ -13,7 +13,7 @@ from hostfault.nightly.baseline import Entry, Expected, as_toml, read
 from hostfault.nightly.kernels import check_out
 from hostfault.nightly.news import Kind, judge
 from hostfault.nightly.reading import read_run
-from hostfault.nightly.results import Key, Outcome, Result, from_json, short, to_json
+from hostfault.nightly.results import Key, Result, Status, from_json, short, to_json
 from hostfault.nightly.store import keep_seconds
 from hostfault.nightly.summary import escape
 from hostfault.plumbing.errors import UsageError
@@ -21,7 +21,7 @@ from hostfault.plumbing.errors import UsageError
 CASE = "tests/dax/test_truncate.py::test_truncate[virtiofs-dax-zero-load-apf]"
 
 
-def result(outcome: Outcome = Outcome.PASSED, verdict: str = "task-error") -> Result:
+def result(outcome: Status = Status.PASSED, verdict: str = "task-error") -> Result:
     return Result("6.12", CASE, outcome, verdict=verdict)
 
 
@@ -139,7 +139,7 @@ def test_a_log_that_ends_in_the_middle_counts_as_far_as_it_goes(tmp_path: Path) 
     whole = [report(when) for when in ("setup", "call", "teardown")]
     write_run(run, *whole, {**report("setup"), "nodeid": "other"}, '{"$report_type": "TestRep')
     [found] = read_run(run, tmp_path, "6.12", {CASE: 1})
-    assert (found.case, found.attempt, found.outcome) == (CASE, 2, Outcome.PASSED)
+    assert (found.case, found.attempt, found.outcome) == (CASE, 2, Status.PASSED)
     assert (found.began, found.seconds) == (5.0, 3.0)
 
 
@@ -154,7 +154,7 @@ def test_a_passed_test_whose_tear_down_fails_is_trouble(tmp_path: Path) -> None:
     crash = {"reprcrash": {"message": "Failed: harness trouble (LaunchError): no more"}}
     write_run(run, report("setup"), report("call"), report("teardown", "failed", longrepr=crash))
     [found] = read_run(run, tmp_path, "6.12", {})
-    assert (found.outcome, found.reason) == (Outcome.HARNESS, "LaunchError")
+    assert (found.outcome, found.reason) == (Status.HARNESS, "LaunchError")
 
 
 def test_a_pass_in_spite_of_a_known_issue_is_a_pass(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_pass_in_spite_of_a_known_issue_is_a_pass(tmp_path: Path) -> None:
     record = {"verdict": "task-error", "test": CASE, "summary": "SIGBUS", "new key": [1]}
     (folder / "verdict.json").write_text(json.dumps(record))
     [found] = read_run(run, tmp_path, "6.12", {})
-    assert (found.outcome, found.word) == (Outcome.PASSED, "task-error")
+    assert (found.outcome, found.word) == (Status.PASSED, "task-error")
     assert found.record["new key"] == [1]
     assert from_json(json.loads(json.dumps(to_json(found)))) == found
 
@@ -180,7 +180,7 @@ def test_pytests_own_time_out_is_one(tmp_path: Path) -> None:
     crash = {"reprcrash": {"message": "Failed: Timeout (>900.0s) from pytest-timeout."}}
     write_run(run, report("setup", "failed", longrepr=crash), report("teardown"))
     [found] = read_run(run, tmp_path, "6.12", {})
-    assert (found.outcome, found.reason) == (Outcome.TIMEOUT, "pytest-timeout")
+    assert (found.outcome, found.reason) == (Status.TIMEOUT, "pytest-timeout")
 
 
 # --- judging ---
@@ -193,14 +193,14 @@ def test_pytests_own_time_out_is_one(tmp_path: Path) -> None:
         ("ok", 0, result(), Kind.CHANGED),
         ("task-error", 0, result(verdict="vm-exit"), Kind.WORSE),
         ("vm-exit", 1, result(), Kind.BETTER),
-        ("spin", 2, result(Outcome.KNOWN, "spin"), None),
-        ("spin", 2, result(Outcome.FAILED, "spin"), None),
-        ("spin", 2, result(Outcome.FAILED, "stall"), Kind.WORSE),
-        ("vm-exit", 1, result(Outcome.KNOWN, "spin"), Kind.WORSE),
-        ("spin", 2, result(Outcome.HARNESS, ""), Kind.TROUBLE),
-        ("spin", 2, result(Outcome.SKIPPED, ""), Kind.LOST),
+        ("spin", 2, result(Status.KNOWN, "spin"), None),
+        ("spin", 2, result(Status.FAILED, "spin"), None),
+        ("spin", 2, result(Status.FAILED, "stall"), Kind.WORSE),
+        ("vm-exit", 1, result(Status.KNOWN, "spin"), Kind.WORSE),
+        ("spin", 2, result(Status.HARNESS, ""), Kind.TROUBLE),
+        ("spin", 2, result(Status.SKIPPED, ""), Kind.LOST),
         # A control that got the wrong error, where it had got the right one.
-        ("task-error", 0, result(Outcome.FAILED), Kind.WORSE),
+        ("task-error", 0, result(Status.FAILED), Kind.WORSE),
     ],
 )
 def test_what_is_news(before: str, rank: int, now: Result, kind: Kind | None) -> None:
@@ -247,7 +247,7 @@ def test_faults_are_those_on_the_frame_that_was_touched() -> None:
 def test_a_plot_escapes_what_a_guest_called_its_events() -> None:
     pytest.importorskip("matplotlib")
     event = (0.5, "</svg><script>x</script> $\\frac{")
-    series = plots.Series([0.0, 1.0], [0, 1], [0.0, 1.0], ["running", "<paused>"], [event])
+    series = plots.TimeSeries([0.0, 1.0], [0, 1], [0.0, 1.0], ["running", "<paused>"], [event])
     svg = plots.of_case(series, "c1")
     assert "<script" not in svg
     assert svg.count("</svg>") == 1

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from hostfault.nightly.__main__ import main
-from hostfault.nightly.results import Outcome, Result
-from hostfault.nightly.runs import Programs
-from hostfault.nightly.store import Store
+from hostfault.nightly.results import Result, Status
+from hostfault.nightly.runs import PytestPrograms
+from hostfault.nightly.store import NightStore
 
 STAND_INS = Path(__file__).parents[1] / "bisect"
 
@@ -27,8 +27,8 @@ def results_of_a_night(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     words = ["--set", "quick", "--kernels", "7.3.4,6.12", "--results", str(tmp_path)]
-    main(words, Programs(pytest=(*Programs().pytest, "-p", "bisect_stand_ins")))
-    store = Store(tmp_path)
+    main(words, PytestPrograms(pytest=(*PytestPrograms().pytest, "-p", "bisect_stand_ins")))
+    store = NightStore(tmp_path)
     found = store.results(store.names()[-1])
     fault = {"test_control": "none", "test_truncate": "zero"}
     return {
@@ -46,15 +46,15 @@ def test_the_real_plugins_words_are_understood(
 ) -> None:
     found = results_of_a_night(tmp_path, monkeypatch, BROKEN_PACKAGES="6.12")
     known = found["7.3.4 zero"]
-    assert (known.outcome, known.word) == (Outcome.KNOWN, "spin")
+    assert (known.outcome, known.word) == (Status.KNOWN, "spin")
     assert known.summary == "spin, said the stand-in"
     assert known.release.startswith("7.3.4")
     assert known.packaged
     assert known.record["known_issue"] == "kvm-apf-error"
-    assert found["7.3.4 none"].outcome is Outcome.FAILED  # a control must not spin
+    assert found["7.3.4 none"].outcome is Status.FAILED  # a control must not spin
     for fault in ("none", "zero"):
         trouble = found[f"6.12 {fault}"]
-        assert trouble.outcome is Outcome.HARNESS
+        assert trouble.outcome is Status.HARNESS
         assert trouble.reason == "SetupError"
         assert "the machine is out of order" in trouble.summary
 
@@ -63,7 +63,7 @@ def test_the_evidence_of_a_real_run_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = results_of_a_night(tmp_path, monkeypatch, BROKEN_PACKAGES="6.12")
-    store = Store(tmp_path)
+    store = NightStore(tmp_path)
     evidence = store.evidence(store.names()[-1])
     verdict = json.loads(evidence.text(found["7.3.4 zero"], "verdict.json"))
     assert verdict == found["7.3.4 zero"].record
@@ -75,6 +75,6 @@ def test_a_fix_on_a_listed_kernel_is_a_pass_and_no_failure(
 ) -> None:
     found = results_of_a_night(tmp_path, monkeypatch, FIRST_FIXED="7.3.4")
     fixed = found["7.3.4 zero"]
-    assert (fixed.outcome, fixed.word) == (Outcome.PASSED, "vm-exit")
+    assert (fixed.outcome, fixed.word) == (Status.PASSED, "vm-exit")
     assert fixed.reason == "passes in spite of a known issue"
-    assert found["6.12 zero"].outcome is Outcome.KNOWN
+    assert found["6.12 zero"].outcome is Status.KNOWN

@@ -64,7 +64,7 @@ def test_each_configuration_of_a_set_comes_once(matrix: sets.Matrix, name: str) 
 def test_what_cannot_be_is_in_no_set_and_has_a_reason(matrix: sets.Matrix) -> None:
     assert all(not matrix.why_not(cell) for name in matrix.sets for cell in matrix.scenarios(name))
     gone = Scenario("virtiofs-dax", "zero", "cross", async_pf=True)
-    assert matrix.why_not(gone).startswith("the page before is gone, too")
+    assert matrix.why_not(gone) in {entry.reason for entry in matrix.impossible}
     assert "cannot have the fault guest" in matrix.why_not(Scenario("ram", "guest", "load", True))
 
 
@@ -128,5 +128,5 @@ def test_a_word_that_means_nothing_is_told(tmp_path: Path, old: str, new: str, w
 
 
 def test_a_set_that_is_unknown_is_told_what_there_is(matrix: sets.Matrix) -> None:
-    with pytest.raises(UsageError, match="no set 'ful'; known are dax, quick, ab, core, page, "):
+    with pytest.raises(UsageError, match=r"'ful'.* dax, quick, ab, core, page, "):
         matrix.scenarios("ful")

@@ -43,6 +43,10 @@ class Peer:
                     message: dict[str, object] = json.loads(text)
                     return message
 
+    def send_raw(self, data: bytes) -> None:
+        with suppress(OSError):  # the client may have hung up
+            self._stream.write(data)
+
     def negotiate(self) -> None:
         self.send(GREETING)
         self.answer({})
@@ -139,6 +143,22 @@ def test_a_qemu_that_does_not_answer_is_a_lost_connection(tmp_path: Path) -> Non
             recorder.execute("query-status", timeout=0.2)
         assert asked.is_set()
         done.set()
+
+
+@pytest.mark.parametrize(
+    "last", [b"", b'{"event', b"[1]\r\n", b"x" * (20 << 20)], ids=["none", "half", "list", "long"]
+)
+def test_whatever_a_qemu_says_last_one_can_hang_up(tmp_path: Path, last: bytes) -> None:
+    def script(peer: Peer) -> None:
+        peer.negotiate()
+        peer.answer({})
+        peer.send_raw(last)
+
+    with recording(tmp_path, script) as recorder:
+        recorder.execute("cont")
+        with pytest.raises(ConnectionLostError):
+            recorder.execute("cont")
+        recorder.disconnect()
 
 
 def test_a_refused_command_carries_the_words_of_qemu(tmp_path: Path) -> None:

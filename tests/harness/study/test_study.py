@@ -9,6 +9,7 @@ import json
 import random
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from hostfault.study import __main__ as study
 from hostfault.study import blame, figures, frames, plan, run, stats, write
 from hostfault.study.blame import Blame
 from hostfault.study.plan import Cell
-from hostfault.study.run import ENOUGH, Result
+from hostfault.study.run import ENOUGH, StudyRun
 
 WINDOW = range(0xF8000, 0xFA000)  # 32 MiB of the DAX window
 RIP, MARK = 0x4016B5, 0x7A5C0000
@@ -29,9 +30,9 @@ BUSY = Task(number=0, pid=67, page=None, address=0)
 ARMED = ArmedCrowd(RIP, MARK, (BUSY, BUSY, BUSY, TOUCHER))
 
 
-def result(cell: Cell, repeat: int = 0, outcome: str = "exit", faults: int = 32) -> Result:
+def result(cell: Cell, repeat: int = 0, outcome: str = "exit", faults: int = 32) -> StudyRun:
     exited = outcome == "exit"
-    return Result(
+    return StudyRun(
         cell=cell.key,
         repeat=repeat,
         outcome=outcome,
@@ -240,7 +241,7 @@ def test_wilsons_interval_is_as_in_the_books() -> None:
     assert (round(share.low, 3), share.high) == (0.839, 1.0)
     share = stats.wilson(5, 10)
     assert (round(share.low, 3), round(share.high, 3)) == (0.237, 0.763)
-    assert stats.wilson(0, 0) == stats.Share(0, 0, 0.0, 1.0)
+    assert stats.wilson(0, 0) == stats.Proportion(0, 0, 0.0, 1.0)
 
 
 def test_the_medians_interval_cuts_off_five_of_twenty_at_either_end() -> None:
@@ -316,13 +317,13 @@ def test_the_document_in_the_project_has_every_table() -> None:
 
 
 class Data:
-    """The data in the project, and what the text of the document says in numbers."""
+    """The data in the project, with figures as the document writes them."""
 
     def __init__(self) -> None:
         runs = json.loads((study.DOCUMENT.with_suffix("") / "runs.json").read_text())
         self.runs = [study._result(each) for each in runs]
 
-    def of(self, *words: str) -> list[Result]:
+    def of(self, *words: str) -> list[StudyRun]:
         """The runs of all cells in whose names these words are, in turn."""
         return [each for each in self.runs if re.search(".* ".join(words), each.cell + " ")]
 
@@ -347,57 +348,95 @@ class Data:
         exits = [each for each in self.of(*words) if each.outcome == "exit"]
         return f"{sum(stats.whom(each) == 'culprit' for each in exits)} of {len(exits)}"
 
-    def alone(self, any_alone: bool) -> list[Result]:
+    def alone(self, any_alone: bool) -> list[StudyRun]:
         hashes = self.of("^error-table/hash/", "E32", "behind1")
         slots = {each.cell: int(each.cell.split("/")[2].split()[0]) for each in hashes}
         alike = ((frames.alone(each.gfns, slots[each.cell]) > 0) is any_alone for each in hashes)
         return list(itertools.compress(hashes, alike))
 
 
-def claims(data: Data) -> list[str]:
-    """Words of the document, with their numbers from the data."""
-    late = "E32 random rr 1cpu behind1 $"
-    slow_rr, slow_fair = "E32 random rr 1cpu 5000us $", "E32 random fair 1cpu 5000us $"
-    at_once = "E32 random (rr|fair) 1cpu $"
-    slow = "E32 random (rr|fair) 1cpu 5000us $"
-    one, eight, sixteen = (f"^error-table/array/{slots} " for slots in (1, 8, 16))
-    kept, kept_one, request = "^error-table/keep/", "^error-table/keep/1 ", "^exit-request "
-    moved = data.of("^error-table/", "move $")
-    soon = [each for each in data.alone(True) if each.faults <= write.TWO_ROUNDS]
-    never_given_up = not any(each.overwritten for each in data.of(kept))
-    chance = {n: f"{100 * frames.none_alone(n, 16):.1f} %" for n in (32, 64, 128)}
-    return [
-        f"with an array of 1, 2, 4 or 8, {data.exits('^error-table/array/[1248] ', late)} ended",
-        f"within 2,000 faults, and with one of 16, {data.exits(sixteen, late)}.",
-        f"ended at the first retry in {data.exits(kept, late)} runs, "
-        f"after {data.faults(kept, late)} faults",
-        f"{data.exits(one, slow_rr)} runs with one slot ended.",
-        f"before the next failure, and {data.exits(one, slow_fair)} did.",
-        f"One slot that is kept ended {data.exits(kept_one, slow)} runs in these two orders.",
-        f"of up to {max(sum(n > 0 for n in each.vcpus_by_frame) for each in moved)} frames that "
-        f"failed in a run, up to {max(sum(n > 1 for n in each.vcpus_by_frame) for each in moved)} "
-        "did so",
-        "No run came to that." * never_given_up,
-        f"remembers nothing, stopped in {data.culprits('^fail-at-once', at_once)} runs, at the "
-        f"culprit and without one asynchronous fault, and an array of one slot in "
-        f"{data.exits(one, at_once)}, too.",
-        f"stock KVM went on spinning in {data.outcomes('spin', '^stock ', slow)}.",
-        f"It ended every run at the latest after {data.most(kept)} faults",
-        f"with 8 slots {data.exits(eight, late)} runs ended within 2,000 faults, "
-        f"with 16 slots {data.exits(sixteen, late)}.",
-        f"in {len(soon)} of {len(data.alone(True))} runs with such a frame it ended within two",
-        f"({chance[32]} of draws leave no frame alone), not for 64 ({chance[64]}) or 128 "
-        f"({chance[128]}); one of 8 is not even for 32 ({100 * frames.none_alone(32, 8):.1f} %)",
-        f"the culprit was on the vCPU in {data.culprits(request, slow)} exits.",
-        f"immediate it was there in {data.culprits(request, at_once)}.",
-        f"An exit by a table had the culprit on the vCPU in {data.culprits('^error-table/')}.",
+# The figures of a section that are measured, by what tells them from its other numbers.
+FRACTION = r"\b(\d[\d,]* of \d[\d,]*)\b"
+FAULTS = r"\b(\d[\d,]*(?: to \d[\d,]*)?) faults\b"
+PER_CENT = r"\b(\d[\d.]* %)"
+UP_TO = r"\bup to (\d[\d,]*)\b"
+
+LATE = "E32 random rr 1cpu behind1 $"
+SLOW = "E32 random (rr|fair) 1cpu 5000us $"
+AT_ONCE = "E32 random (rr|fair) 1cpu $"
+ONE, EIGHT, SIXTEEN, ROOMY = (f"^error-table/array/{slots} " for slots in (1, 8, 16, 64))
+KEPT, REQUEST = "^error-table/keep/", "^exit-request "
+
+
+def figures_of_sizes(data: Data) -> dict[str, list[str]]:
+    ended = [data.exits(words, LATE) for words in ("^error-table/array/[1248] ", SIXTEEN, KEPT)]
+    enough, two_rounds = f"{ENOUGH:,}", f"{write.TWO_ROUNDS}"
+    return {
+        FRACTION: ended,
+        FAULTS: [data.faults(ROOMY, LATE), enough, data.faults(KEPT, LATE), two_rounds],
+    }
+
+
+def figures_of_natural_orders(data: Data) -> dict[str, list[str]]:
+    in_turns, fair = (f"E32 random {policy} 1cpu 5000us $" for policy in ("rr", "fair"))
+    kept = data.exits("^error-table/keep/1 ", SLOW)
+    return {FRACTION: [data.exits(ONE, in_turns), data.exits(ONE, fair), kept]}
+
+
+def figures_of_moved_tasks(data: Data) -> dict[str, list[str]]:
+    vcpus = [each.vcpus_by_frame for each in data.of("^error-table/", "move $")]
+    failed, on_several = (
+        max(sum(number > least for number in each) for each in vcpus) for least in (0, 1)
+    )
+    return {UP_TO: [str(failed), str(on_several)]}
+
+
+def figures_of_the_answers(data: Data) -> dict[str, list[str]]:
+    alone = data.alone(True)
+    soon = [each for each in alone if each.faults <= write.TWO_ROUNDS]
+    fractions = [
+        data.culprits("^fail-at-once", AT_ONCE),
+        data.exits(ONE, AT_ONCE),
+        data.outcomes("spin", "^stock ", SLOW),
+        data.exits(EIGHT, LATE),
+        data.exits(SIXTEEN, LATE),
+        f"{len(soon)} of {len(alone)}",
+        data.culprits(REQUEST, SLOW),
+        data.culprits(REQUEST, AT_ONCE),
+        data.culprits("^error-table/"),
     ]
+    draws = [(32, 16), (64, 16), (128, 16), (32, 8)]
+    chances = [f"{100 * frames.none_alone(number, slots):.1f} %" for number, slots in draws]
+    return {
+        FRACTION: fractions,
+        FAULTS: [data.most(KEPT), f"{ENOUGH:,}"],
+        PER_CENT: chances,
+    }
 
 
-def test_the_numbers_in_the_text_are_those_of_the_data() -> None:
-    text = " ".join(study.DOCUMENT.read_text().split())
-    wrong = [words for words in claims(Data()) if words not in text]
-    assert not wrong
+@pytest.mark.parametrize(
+    ("heading", "figures_of"),
+    [
+        ("The size of the table", figures_of_sizes),
+        ("Without an arranged order", figures_of_natural_orders),
+        ("Several vCPUs, and tasks that move", figures_of_moved_tasks),
+        ("Answers", figures_of_the_answers),
+    ],
+)
+def test_the_figures_in_a_section_are_those_of_the_data(
+    heading: str, figures_of: Callable[[Data], dict[str, list[str]]]
+) -> None:
+    section = study.DOCUMENT.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if not line.startswith("|")]
+    text = " ".join(" ".join(lines).split())
+    for pattern, measured in figures_of(Data()).items():
+        assert re.findall(pattern, text) == measured
+
+
+def test_no_run_gave_up_entries_that_are_kept() -> None:
+    kept = Data().of(KEPT)
+    assert kept
+    assert not any(each.overwritten for each in kept)
 
 
 def test_the_data_in_the_project_is_of_this_plan() -> None:

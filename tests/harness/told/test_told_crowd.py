@@ -111,7 +111,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crowd, "PATIENCE", 1.0)
 
 
-def run(guest: Guest, cell: Any) -> crowd.Found:
+def run(guest: Guest, cell: Any) -> crowd.CrowdOutcome:
     return crowd.run(cast("Any", PretendedLab(guest, cell.policy)), cell, cell.tasks, Path("/"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -18,14 +19,16 @@ from hostfault.witness.compare import (
     scenario_for,
     table,
 )
-from hostfault.witness.tap import Result
+from hostfault.witness.tap import SelftestResult
 
-SPIN = Result("zero.apf-user.load", False, "spin", {"failed": "195"})
-CONTROL = Result("late.apf-user.load", True, "ok", {"failed": "0"})
+SPIN = SelftestResult("zero.apf-user.load", False, "spin", {"failed": "195"})
+CONTROL = SelftestResult("late.apf-user.load", True, "ok", {"failed": "0"})
 SCENARIO = Scenario("virtiofs-dax", "zero", "load", async_pf=True)
 
 
-def report(*results: Result, ours: Ours | None = None, trouble: tuple[str, ...] = ()) -> Report:
+def report(
+    *results: SelftestResult, ours: Ours | None = None, trouble: tuple[str, ...] = ()
+) -> Report:
     said = ours or Ours(VerdictKind.SPIN)
     return Report(
         "7", rows_of("7", {each.name: each for each in results}, {SCENARIO: said}), trouble
@@ -96,4 +99,4 @@ def test_the_table_shows_both_and_a_summary_of_each_kernel() -> None:
     text = table([report(SPIN, CONTROL)])
     assert text.splitlines()[1].split() == ["7", SPIN.name, "spin", "195", "spin", "agree"]
     assert text.splitlines()[2].split() == ["7", CONTROL.name, "ok", "0", "-"]
-    assert "7: 1 agree, 0 differ, 1 seen by one alone" in text
+    assert re.findall(r"\d+", text.splitlines()[-1]) == ["7", "1", "0", "1"]
