@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -196,6 +197,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of fsx (%(default)s)")
     parser.add_argument("--host", default="auto", choices=("auto", "local", "emulated"))
     parser.add_argument("--host-kernel", metavar="KERNEL", help="as for ci/dax")
+    parser.add_argument(
+        "--virtiofsd", default="", metavar="PROGRAM [OPTIONS]", help="as for ci/dax"
+    )
     parser.add_argument("--artifacts", type=Path, metavar="DIR", help="where logs go")
     parser.add_argument("--outcomes", type=Path, metavar="FILE", help="gets a line for each")
     parser.add_argument(
@@ -223,7 +227,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run them and tell; 0 if nothing failed, 1 if something did, 2 for trouble."""
     options = _options(arguments)
     budget = Deadline(60 * options.minutes, "all suites")
-    settings = Settings(host=options.host, host_kernel=options.host_kernel)
+    settings = Settings(
+        host=options.host,
+        host_kernel=options.host_kernel,
+        virtiofsd=tuple(shlex.split(options.virtiofsd)),
+    )
     outcomes: list[Outcome] = []
     try:
         outcomes += read_outcomes(options.outcomes) if options.resume else []

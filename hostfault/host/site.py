@@ -87,7 +87,11 @@ def bring_up(stack: ExitStack, site: Site, plan: GuestPlan, watch: Stopwatch) ->
     """
     backing, agent = BACKINGS[plan.scenario.backing], site.agent
     qemu_user, backing_user = agent.other_users(2) or (None, None)
-    backing.start(agent, site.directory, replace(site.python, user=backing_user))
+    backing.start(
+        agent,
+        site.directory,
+        replace(site.python, user=backing_user, instead=plan.added.virtiofsd),
+    )
     recorder = stack.enter_context(Recorder("guest QMP", plan.folder / GUEST_QMP))
     launch = GuestLaunch(
         _command(site, plan, qemu_user),

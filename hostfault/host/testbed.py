@@ -123,6 +123,7 @@ class Added:
     qemu_options: tuple[str, ...] = ()
     guest_append: tuple[str, ...] = ()
     policy: VmmPolicy = AS_IT_IS
+    virtiofsd: tuple[str, ...] = ()  # command line of the back-end on the host, see --virtiofsd
 
 
 @dataclass(frozen=True)

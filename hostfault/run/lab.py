@@ -30,7 +30,7 @@ from hostfault.case.settings import Settings
 from hostfault.case.verdict import final_verdict
 from hostfault.guest.policy import VmmPolicy
 from hostfault.host.choice import Choice, MachineFacts, choose, forced
-from hostfault.host.emulated import PAYLOAD, EmulatedHost, payload
+from hostfault.host.emulated import PAYLOAD, VIRTIOFSD, EmulatedHost, payload
 from hostfault.host.local import LocalHost
 from hostfault.host.outer_qemu import MachineSpec, module_parameters
 from hostfault.host.preflight import (
@@ -42,6 +42,7 @@ from hostfault.host.preflight import (
 )
 from hostfault.host.qemu import environment_of, find_qemu
 from hostfault.host.testbed import ATTEMPTS, Added, Host, Testbed, keep_logs
+from hostfault.host.virtiofsd import find_virtiofsd, in_words
 from hostfault.image import guest_image, host_image, host_initramfs
 from hostfault.image.bundle import qemu_bundle
 from hostfault.image.vmm_policy import build_policy
@@ -156,7 +157,9 @@ class Lab:
 
     def facts(self) -> LabFacts:
         """What the run stands on; the first call may take minutes."""
-        if self._settings.host_kernel:  # first what may be mistyped, then what takes minutes
+        # First what may be mistyped, then what takes minutes.
+        back_end = "" if self._virtiofsd is None else in_words(self._virtiofsd)
+        if self._settings.host_kernel:
             log.info("the host kernel is %s", self._host_kernel.release)
         emulated = self.choice.kind == "emulated"
         if emulated:  # its kernels and images are had now, outside of any test's time
@@ -172,6 +175,7 @@ class Lab:
             guest_kernel=self._guest_kernel,
             qemu=self._qemu,
             vmm_policy=self._settings.vmm_policy,
+            back_end=back_end,
         )
 
     def _machine_facts(self) -> tuple[str, str, str]:
@@ -210,7 +214,18 @@ class Lab:
         emulated = self.choice.kind == "emulated"
         where = "" if library is None else f"{PAYLOAD}/{library.name}" if emulated else str(library)
         policy = VmmPolicy(settings.vmm_policy, where)
-        return Added(settings.qemu_options, settings.guest_append, policy)
+        program = self._virtiofsd
+        virtiofsd: tuple[str, ...] = ()
+        if program is not None:
+            own = f"{PAYLOAD}/{VIRTIOFSD}" if emulated else str(program)
+            virtiofsd = (own, *settings.virtiofsd[1:])
+        return Added(settings.qemu_options, settings.guest_append, policy, virtiofsd)
+
+    @cached_property
+    def _virtiofsd(self) -> Path | None:
+        """The back-end that was named in place of ours, on this machine; None: ours serves."""
+        words = self._settings.virtiofsd
+        return find_virtiofsd(words[0]) if words else None
 
     @cached_property
     def _remote_host(self) -> RemoteHost:
@@ -239,7 +254,7 @@ class Lab:
             backing.require(self._qemu, environment_of(self._qemu))
         guest = self._guest_image(backing)
         kernel, library = self._guest_kernel.image, self._policy_library
-        load = payload(kernel, guest.initramfs, self._identity, library)
+        load = payload(kernel, guest.initramfs, self._identity, library, self._virtiofsd)
         initramfs = host_initramfs(
             self._cache, self._host_kernel, self._host_image, self._identity, load
         )
