@@ -86,7 +86,8 @@ def bring_up(stack: ExitStack, site: Site, plan: GuestPlan, watch: Stopwatch) ->
     Where the agent is root, QEMU and the back-end become users that nobody is.
     """
     backing, agent = BACKINGS[plan.scenario.backing], site.agent
-    qemu_user, backing_user = agent.other_users(2) or (None, None)
+    others = [] if plan.added.keep_user else agent.other_users(2)
+    qemu_user, backing_user = others or (None, None)
     backing.start(
         agent,
         site.directory,

@@ -214,12 +214,18 @@ class Lab:
         emulated = self.choice.kind == "emulated"
         where = "" if library is None else f"{PAYLOAD}/{library.name}" if emulated else str(library)
         policy = VmmPolicy(settings.vmm_policy, where)
-        program = self._virtiofsd
-        virtiofsd: tuple[str, ...] = ()
-        if program is not None:
-            own = f"{PAYLOAD}/{VIRTIOFSD}" if emulated else str(program)
-            virtiofsd = (own, *settings.virtiofsd[1:])
+        place = f"{PAYLOAD}/{VIRTIOFSD}" if emulated else ""
+        virtiofsd = self._virtiofsd_line(place)
         return Added(settings.qemu_options, settings.guest_append, policy, virtiofsd)
+
+    def _virtiofsd_line(self, place: str = "") -> tuple[str, ...]:
+        """The command line of a back-end in place of ours, which is on the host at ``place``.
+
+        "" for the same place as here. Empty if ours serves.
+        """
+        if self._virtiofsd is None:
+            return ()
+        return (place or str(self._virtiofsd), *self._settings.virtiofsd[1:])
 
     @cached_property
     def _virtiofsd(self) -> Path | None:
