@@ -29,7 +29,12 @@ from hostfault.fs.suites import Outcome
 from hostfault.fs.without_kvm import LabWithoutKvm
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, UsageError
+from hostfault.plumbing.errors import (
+    ConnectionLostError,
+    DeadlineError,
+    HostfaultError,
+    UsageError,
+)
 from hostfault.plumbing.progress import heard_by
 from hostfault.run.lab import Lab
 
@@ -120,7 +125,7 @@ def run_part(
             with lab.testbed(SCENARIO, where) as testbed:
                 _run_tests(testbed, part, left, keep, budget)
                 return
-        except ConnectionLostError as error:
+        except (ConnectionLostError, DeadlineError) as error:
             if attempt == ATTEMPTS:
                 raise
             print(f"{part.name}: the guest was lost, once more ({error})", file=sys.stderr)

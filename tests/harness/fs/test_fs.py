@@ -24,7 +24,13 @@ from hostfault.fs.__main__ import (
 )
 from hostfault.fs.suites import Outcome, read_fsx, read_tap
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, LaunchError, UsageError
+from hostfault.plumbing.errors import (
+    ConnectionLostError,
+    DeadlineError,
+    HostfaultError,
+    LaunchError,
+    UsageError,
+)
 
 PROGRAM = '#include "config.h"\n#include <stdio.h>\nint main(void) { return !(HAVE_OPENAT); }\n'
 
@@ -214,7 +220,10 @@ class Beds:
         yield Bed(self._log)
 
 
-def part(lost_at: dict[str, int] | None = None) -> Part:
+RESET = ConnectionLostError("reset")
+
+
+def part(lost_at: dict[str, int] | None = None, by: HostfaultError = RESET) -> Part:
     """Three tests; each of some loses its guest so many times."""
     left = dict(lost_at or {})
 
@@ -222,7 +231,7 @@ def part(lost_at: dict[str, int] | None = None) -> Part:
         for name in names:
             if left.get(name):
                 left[name] -= 1
-                raise ConnectionLostError("reset")
+                raise by
             yield Outcome("pjdfstest", name, "passed", "")
 
     return Part("pjdfstest x", ("x/0", "x/1", "x/2"), run)
@@ -242,6 +251,16 @@ def test_a_part_whose_guest_is_lost_goes_on_with_what_is_left() -> None:
     lab = Beds()
     assert run(part({"x/1": 2}), lab) == ["x/0", "x/1", "x/2"]
     assert lab.lent == 3
+
+
+def test_a_part_that_hangs_is_tried_again_too() -> None:
+    lab = Beds()
+    assert run(part({"x/1": 1}, DeadlineError("x/1", 300.0, "nothing")), lab) == [
+        "x/0",
+        "x/1",
+        "x/2",
+    ]
+    assert lab.lent == 2
 
 
 def test_a_part_whose_guest_is_always_lost_is_trouble() -> None:
