@@ -23,7 +23,7 @@ from pathlib import Path
 from hostfault.backing.virtiofs_dax import LOG, MOUNT_POINT
 from hostfault.case.model import Scenario
 from hostfault.case.settings import Settings
-from hostfault.fs import suites
+from hostfault.fs import debian, suites
 from hostfault.fs.send import send_program, send_tree
 from hostfault.fs.suites import Outcome
 from hostfault.fs.without_kvm import LabWithoutKvm
@@ -39,8 +39,8 @@ from hostfault.plumbing.progress import heard_by
 from hostfault.run.lab import Lab
 
 SCENARIO = Scenario("virtiofs-dax", "none", "load", async_pf=True)
-FILE_PATIENCE = 300.0  # seconds for one test of pjdfstest
-FSX_PATIENCE = 280.0  # seconds for one run of fsx
+FILE_PATIENCE = 2400.0  # seconds for one test of pjdfstest; some make 2,000 checks
+RUN_PATIENCE = 1500.0  # seconds for one run of another suite
 ATTEMPTS = 3
 KINDS, WITHOUT_KVM = ("auto", "local", "emulated"), "tcg"
 HOST = "as for ci/dax; tcg: TCG runs the guest here, without any KVM, many times faster than an "
@@ -100,8 +100,42 @@ def _fsx(program: bytes, command: str) -> Callable[[Testbed, Sequence[str]], Ite
         guest, patience = testbed.guest, Deadline(60.0, "fsx to be sent")
         send_program(testbed.agent, guest, program, "/tmp/fsx", patience)  # noqa: S108
         for name in names:
-            answer = guest.run(command, Deadline(FSX_PATIENCE, f"fsx {name}"))
+            answer = guest.run(command, Deadline(RUN_PATIENCE, f"fsx {name}"))
             yield suites.read_fsx(name, answer.code, answer.text)
+
+    return run
+
+
+def debian_parts(root: Path, only: Sequence[str]) -> Iterator[Part]:
+    """One part for fio and one for stress-ng, which say themselves what they can do."""
+    runs = tuple(name for name in debian.FIO_RUNS if _wanted(f"fio {name}", only))
+    if runs:
+        yield Part("fio", runs, _fio(debian.archive(root, debian.FIO)))
+    stressors = tuple(name for name in debian.stressors(root) if _wanted(f"stress-ng {name}", only))
+    if stressors:
+        yield Part("stress-ng", stressors, _stress(debian.archive(root, debian.STRESS)))
+
+
+def _fio(archive: bytes) -> Callable[[Testbed, Sequence[str]], Iterator[Outcome]]:
+    def run(testbed: Testbed, names: Sequence[str]) -> Iterator[Outcome]:
+        guest, patience = testbed.guest, Deadline(120.0, "fio to be sent")
+        send_tree(testbed.agent, guest, archive, debian.PLACE, patience)
+        for name in names:
+            command = debian.fio_command(debian.FIO_RUNS[name], MOUNT_POINT)
+            answer = guest.run(command, Deadline(RUN_PATIENCE, f"fio {name}"))
+            yield debian.read_fio(name, answer.code, answer.text)
+
+    return run
+
+
+def _stress(archive: bytes) -> Callable[[Testbed, Sequence[str]], Iterator[Outcome]]:
+    def run(testbed: Testbed, names: Sequence[str]) -> Iterator[Outcome]:
+        guest, patience = testbed.guest, Deadline(120.0, "stress-ng to be sent")
+        send_tree(testbed.agent, guest, archive, debian.PLACE, patience)
+        for name in names:
+            command = debian.stress_command(name, MOUNT_POINT)
+            answer = guest.run(command, Deadline(RUN_PATIENCE, f"stress-ng {name}"))
+            yield debian.read_stress(name, answer.code, answer.text)
 
     return run
 
@@ -196,6 +230,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pjdfstest", type=Path, metavar="DIR", help="its sources")
     parser.add_argument("--fstests", type=Path, metavar="DIR", help="sources of fstests, for fsx")
     parser.add_argument(
+        "--debian",
+        type=Path,
+        metavar="ROOT",
+        help="a root of Debian's with fio and stress-ng in it; / for this machine's",
+    )
+    parser.add_argument(
         "--only",
         action="append",
         default=[],
@@ -218,8 +258,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--minutes", type=float, default=inf, help="begin no test after so many (exit code 2)"
     )
     options = parser.parse_args(arguments)
-    if not (options.pjdfstest or options.fstests):
-        parser.error("name the sources of a suite: --pjdfstest DIR, --fstests DIR")
+    if not (options.pjdfstest or options.fstests or options.debian):
+        parser.error("name a suite: --pjdfstest DIR, --fstests DIR, --debian ROOT")
     if options.resume and not options.outcomes:
         parser.error("--resume: name the file to go on from: --outcomes FILE")
     return options
@@ -228,6 +268,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _parts(options: argparse.Namespace) -> Iterator[Part]:
     if options.pjdfstest:
         yield from pjdfstest_parts(options.pjdfstest, options.only)
+    if options.debian:
+        yield from debian_parts(options.debian, options.only)
     if options.fstests:
         yield from fsx_parts(options.fstests, options.only, options.operations, options.seed)
 
