@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipapp
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import hostfault
 
+EPOCH = 1_000_000_000
 FOREIGN = """
 import argparse, socket, sys
 from hostfault.daxfs.__main__ import main
@@ -38,6 +40,8 @@ def foreign_virtiofsd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     shutil.copy(package / "__init__.py", tree / "hostfault")
     (tree / "__main__.py").write_text(FOREIGN)
+    for each in tree.rglob("*"):  # the same again next time, for what is cached by its content
+        os.utime(each, (EPOCH, EPOCH))
     program = place / "foreign-virtiofsd"
     zipapp.create_archive(tree, program, "/usr/bin/env python3")
     return program
