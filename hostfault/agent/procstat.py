@@ -1,4 +1,4 @@
-"""CPU time of a QEMU's vCPU threads, and states, from /proc (proc(5), ``/proc/pid/stat``)."""
+"""CPU time of a QEMU's vCPU threads, states, and mappings, from /proc (proc(5))."""
 
 from __future__ import annotations
 
@@ -36,3 +36,19 @@ def vcpu_threads(pid: int) -> dict[int, float]:
                 if name.startswith("CPU "):
                     threads[int(folder.name)] = seconds
     return threads
+
+
+def mappings_of(pid: int, file: os.stat_result, path: str) -> list[list[int]]:
+    """Where a process has a file mapped: [address, length, offset] of each range (proc(5), maps).
+
+    By device and inode: a program in another mount namespace may have opened it, which changes its
+    path. Some file systems tell proc(5) another device than stat(2): there the path will do.
+    """
+    device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
+    ranges = []
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        extent, _, offset, on, inode, *name = line.split(maxsplit=5)
+        begin, end = (int(each, 16) for each in extent.split("-"))
+        if int(inode) == file.st_ino and (on == device or name == [path]):
+            ranges.append([begin, end - begin, int(offset, 16)])
+    return ranges

@@ -85,6 +85,15 @@ class Programs:
                 return [name_of, int(offset, 16) + address - begin]
         return None
 
+    def listens(self, path: str) -> bool:
+        """Whether somebody listens on a Unix socket (/proc/net/unix, flag __SO_ACCEPTCON)."""
+        wanted = str(self._path(path))
+        for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+            fields = line.split(maxsplit=7)
+            if len(fields) == 8 and fields[7] == wanted and int(fields[3], 16) & 0x10000:
+                return True
+        return False
+
     def spawn(
         self,
         name: str,
@@ -164,3 +173,6 @@ class Programs:
 
     def _log(self, name: str) -> Path:
         return self._directory / f"{name}.log"
+
+    def _path(self, path: str) -> Path:
+        return self._directory / path  # an absolute path stays as it is

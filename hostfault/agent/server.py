@@ -39,7 +39,7 @@ from hostfault.agent.filesystems import (
 from hostfault.agent.modules import build_id_of
 from hostfault.agent.ports import open_port
 from hostfault.agent.privilege import other_users
-from hostfault.agent.procstat import vcpu_threads
+from hostfault.agent.procstat import mappings_of, vcpu_threads
 from hostfault.agent.programs import Programs
 
 LIMIT = 1 << 20  # bytes of a file that one request may ask for
@@ -205,6 +205,11 @@ class AgentServer(Programs):
         found = os.fstat(self._files.fd(path))
         return {"dev": found.st_dev, "ino": found.st_ino, "size": found.st_size}
 
+    def mappings(self, name: str, path: str) -> list[list[int]]:
+        """Where a child has a file mapped that was made: [address, length, offset] of each."""
+        found = os.fstat(self._files.fd(path))
+        return mappings_of(self._children[name].pid, found, str(self._path(path)))
+
     def byte(self, path: str, offset: int) -> int | None:
         """One byte of a file that was made; None beyond its end, or in a page that is poisoned."""
         try:
@@ -338,9 +343,6 @@ class AgentServer(Programs):
                 self._kernel_log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
         if self._kernel_log is not None:
             os.lseek(self._kernel_log, 0, os.SEEK_END)
-
-    def _path(self, path: str) -> Path:
-        return self._directory / path  # an absolute path stays as it is
 
 
 OPERATIONS = frozenset(name for name in dir(AgentServer) if not name.startswith("_")) - {"close"}

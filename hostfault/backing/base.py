@@ -52,6 +52,7 @@ class Python:
     env: Mapping[str, str]  # its whole environment
     user: int | None = None  # whom it should become (and the group); None: nobody else
     on_tcg: bool = False  # on a host whose CPU TCG emulates
+    instead: tuple[str, ...] = ()  # command line of what serves virtiofs there in place of ours
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hostfault.backing import foreign
 from hostfault.backing.base import (
     BACK_END_CHILD,
     MEMFD,
@@ -21,7 +22,12 @@ from hostfault.backing.base import (
 )
 from hostfault.case.model import PAGE_SIZE, Page, Qemu
 from hostfault.plumbing.deadline import Deadline, poll
-from hostfault.plumbing.errors import HostfaultError, LaunchError, MissingCapabilityError
+from hostfault.plumbing.errors import (
+    HostfaultError,
+    LaunchError,
+    MissingCapabilityError,
+    SetupError,
+)
 from hostfault.plumbing.process import run
 from hostfault.remote.agent import Agent
 from hostfault.remote.qmp import Recorder
@@ -38,6 +44,7 @@ SOCKET = "daxfs.sock"
 LOG = "daxfs.jsonl"
 DEVICE = "vhost-user-test-device-pci"
 OLDEST_QEMU = (11, 1)  # VIRTIO shared memory regions came to vhost-user with it
+_NO_WINDOW = "dax can't be enabled"  # what the guest's kernel says then (fs/fuse/virtio_fs.c)
 _START_PATIENCE = 30.0  # seconds for a QEMU that only prints something
 
 
@@ -49,7 +56,8 @@ class VirtiofsDax:
     guest_modules = ("virtiofs",)
     guest_options = ""
     logs: Mapping[str, str] = {
-        LOG: "the back-end: `map` and `unmap` of the file; `memory`: at which guest address"
+        LOG: "the back-end: `map` and `unmap` of the file; `memory`: at which guest address; "
+        "of one of `--virtiofsd`: what it printed"
     }
 
     def require(self, qemu: Qemu, environment: Mapping[str, str]) -> None:
@@ -77,9 +85,14 @@ class VirtiofsDax:
         On a host that TCG emulates the daemon polls, and no guest notifies it: that is a store to
         memory of the device, which ends guests there (see :func:`hostfault.guest.boot.command`),
         and QEMU refuses the device an I/O port for it, as its DAX window has that BAR.
+
+        With ``python.instead`` another program serves: :mod:`hostfault.backing.foreign`.
         """
         agent.make_directory(SHARED)
         own = agent.mount(SHARED, SHARE_SIZE)
+        if python.instead:
+            foreign.start(agent, python, f"{directory}/{SOCKET}", f"{directory}/{SHARED}", TAG)
+            return
         argv = [
             *python.argv,
             *("-m", "hostfault.daxfs", "--fd", "{fd}"),
@@ -114,11 +127,17 @@ class VirtiofsDax:
         """Mount it in the guest, and check from inside that it is a DAX mount."""
         answer = guest.run(f"mount -t virtiofs -o dax=always {TAG} {MOUNT_POINT}", deadline)
         if answer.code != 0:
+            words = guest.run("dmesg | tail -n 5", deadline).text
+            if _NO_WINDOW in words:
+                raise SetupError(
+                    "the back-end has no DAX window: it maps no shared memory region by vhost-user "
+                    f"(VHOST_USER_PROTOCOL_F_SHMEM), as far as QEMU sees. Its words:\n{_log(agent)}"
+                )
             raise LaunchError(
                 "mount of the virtiofs in the guest",
                 ["mount"],
                 answer.code,
-                answer.text + _log(agent),
+                answer.text + words + _log(agent),
             )
         mounts = guest.check("cat /proc/mounts", deadline)
         line = next((line for line in mounts.splitlines() if f" {MOUNT_POINT} " in line), "")
@@ -136,7 +155,13 @@ class VirtiofsDax:
         return GuestView(f"{MOUNT_POINT}/{FILE}", 0)
 
     def frame(self, agent: Agent, recorder: Recorder, page: Page, *, writes: bool) -> int:
-        """From the daemon's log: where it mapped the page, and where QEMU says that this is."""
+        """From the daemon's log: where it mapped the page, and where QEMU says that this is.
+
+        Of another program than ours only QEMU tells, and not whether the guest may write there:
+        the probe has written by then, for an access that writes.
+        """
+        if not _is_ours(agent):
+            return foreign.frame(agent, recorder, page)
         inode = agent.stat(page.path)["ino"]
         deadline = Deadline(20.0, f"the daemon to map inode {inode} at {page.offset:#x}")
 
@@ -150,6 +175,11 @@ class VirtiofsDax:
     def read_logs(self, agent: Agent) -> Mapping[str, str]:
         """The end of the daemon's log and of what it printed."""
         return {LOG: _log(agent)}
+
+
+def _is_ours(agent: Agent) -> bool:
+    """Whether our daemon serves: it writes its log from its beginning on."""
+    return bool(agent.tails([LOG], 1)[0])
 
 
 def _log(agent: Agent) -> str:

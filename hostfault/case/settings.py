@@ -19,6 +19,7 @@ class Settings:
     host_kernel: str | None = None  # a name, a path, ...; None: the newest of the catalog
     guest_kernel: str | None = None  # the same
     qemu: str = "image"  # "image" | "system" | a path
+    virtiofsd: tuple[str, ...] = ()  # program and options of a back-end in place of ours
     vmm_policy: str = STOCK  # of VMM_POLICIES: what is done about a page that KVM cannot back
     accept: str = (
         "vm"  # "vm": an exit that stops the VM will do; "task": only an error for the task

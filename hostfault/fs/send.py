@@ -12,6 +12,7 @@ from hostfault.remote.agent import Agent
 from hostfault.remote.shell import Shell
 
 NAME = "hostfault-sent"
+PIECE = 1 << 20  # characters of a file that one request writes
 
 
 def send_program(agent: Agent, guest: Shell, data: bytes, path: str, deadline: Deadline) -> None:
@@ -34,7 +35,14 @@ def send_tree(
 
 
 def _send(agent: Agent, guest: Shell, data: bytes, command: str, deadline: Deadline) -> None:
-    """Have a command read data, which lie in the share for that long, as text."""
-    file = f"{MOUNT_POINT}/{NAME}"
-    agent.write(f"{SHARED}/{NAME}", base64.encodebytes(data).decode())
-    guest.check(f"base64 -d <{file} | {{ {command}; }} && rm {file}", deadline)
+    """Have a command read data, which lie in the share for that long, as text.
+
+    In pieces: the agent answers nothing else while it writes one.
+    """
+    text = base64.encodebytes(data).decode()
+    pieces = [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
+    names = [f"{NAME}-{number}" for number in range(len(pieces))]
+    for name, piece in zip(names, pieces, strict=True):
+        agent.write(f"{SHARED}/{name}", piece)
+    files = " ".join(f"{MOUNT_POINT}/{name}" for name in names)
+    guest.check(f"cat {files} | base64 -d | {{ {command}; }} && rm {files}", deadline)

@@ -47,6 +47,8 @@ def forced(settings: Settings) -> Choice | None:
             f"--qemu {settings.qemu}: over SSH the QEMU of the host image is brought along; "
             "leave --qemu out"
         )
+    if over_ssh and settings.virtiofsd:
+        raise UsageError("--virtiofsd is not brought to a host over SSH: leave it out")
     if over_ssh:
         return Choice("ssh", f"asked for with --host {settings.host}")
     if "kvm" in settings.require and (settings.host == "emulated" or emulated_only):

@@ -61,6 +61,7 @@ PYTHON = Python(
     ("/usr/bin/python3", "-P"),
     {**ENVIRONMENT, "PYTHONPATH": f"{PAYLOAD}/python", "PYTHONDONTWRITEBYTECODE": "1"},
 )
+VIRTIOFSD = "virtiofsd"  # below PAYLOAD: the back-end that was named in place of ours
 QEMU = "/usr/bin/qemu-system-x86_64"  # in the host
 GUEST_CLIENT = Client(
     (
@@ -73,11 +74,16 @@ _SNAPSHOT, _NOTES = "ram", "notes.json"  # in a cache entry
 
 
 def payload(
-    guest_kernel: Path, guest_initramfs: Path, keys: Identity, policy: Path | None = None
+    guest_kernel: Path,
+    guest_initramfs: Path,
+    keys: Identity,
+    policy: Path | None = None,
+    virtiofsd: Path | None = None,
 ) -> Mapping[str, Path]:
     """What the host's initramfs must carry, by its name below /run/hostfault.
 
-    ``policy`` is the library of a VMM policy, if there is one.
+    ``policy`` is the library of a VMM policy, ``virtiofsd`` a back-end in place of ours, if there
+    is one.
     """
     package = Path(hostfault.__file__).parent
     rooms = [package / "agent", package / "daxfs"]
@@ -87,6 +93,7 @@ def payload(
         "guest-initramfs": guest_initramfs,
         "client_key": keys.client_key_dropbear,
         **({} if policy is None else {policy.name: policy}),
+        **({} if virtiofsd is None else {VIRTIOFSD: virtiofsd}),
         ".ssh/known_hosts": keys.known_hosts,
         **{f"python/hostfault/{each.relative_to(package)}": each for each in programs},
     }
@@ -152,6 +159,7 @@ class Configuration:
         self._spec = host.machine_for(self._backing)
         self._guest_command = _guest_command(scenario, self._backing, host.added)
         self._policy = host.added.policy
+        self._virtiofsd = host.added.virtiofsd
         self._environment = self._policy.environment(ENVIRONMENT, DIRECTORY)
         self._on_tcg = self._spec.accelerator == "tcg"  # in the key, as a part of its command
 
@@ -193,6 +201,7 @@ class Configuration:
                 "qemu": self._spec.qemu.version,
                 "host": "\n".join(self._spec.command(anywhere, Path("/serial"), 0, 0)),
                 "guest": "\n".join(self._guest_command),
+                "virtiofsd": "\n".join(self._virtiofsd),  # the program is in the initramfs
                 "guest's environment": json.dumps(self._environment),
             }
         )
@@ -231,7 +240,7 @@ class Configuration:
             agent = _call_agent(machine, patience=60.0)
             watch.lap("host boot")
             stack.enter_context(self._logs_kept_if_it_fails(agent, failed))
-            python = dataclasses.replace(PYTHON, on_tcg=self._on_tcg)
+            python = dataclasses.replace(PYTHON, on_tcg=self._on_tcg, instead=self._virtiofsd)
             self._backing.start(agent, DIRECTORY, python)
             recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
             qmp = Sockets.below(directory).guest_qmp

@@ -63,7 +63,7 @@ class LocalHost:
             life=OutlivesUs(),
             policy=self.added.policy,
         )
-        log.info("booting a guest on this machine's KVM, kernel %s", self.kernel.release)
+        log.info("booting a guest on this machine, kernel %s", self.kernel.release)
         plan = GuestPlan(scenario, self.qemu, self.identity, self.added, folder)
         return bring_up(stack, site, plan, Stopwatch())
 

@@ -26,7 +26,12 @@ from hostfault.host.testbed import (
     mount_backing,
 )
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import DeadlineError, HostfaultError, MissingCapabilityError
+from hostfault.plumbing.errors import (
+    DeadlineError,
+    HostfaultError,
+    MissingCapabilityError,
+    SetupError,
+)
 from hostfault.plumbing.ssh_keys import Identity
 from hostfault.remote.agent import Agent
 from hostfault.remote.qmp import Recorder
@@ -60,7 +65,7 @@ def boot_or_try_again(stack: ExitStack, boot_once: Callable[[ExitStack], Testbed
                 testbed = boot_once(inner)
                 stack.push(inner.pop_all())
         except HostfaultError as error:
-            same_again = isinstance(error, (DeadlineError, MissingCapabilityError))
+            same_again = isinstance(error, (DeadlineError, MissingCapabilityError, SetupError))
             if attempt == ATTEMPTS or same_again:
                 raise
             log.info("the guest did not come up, trying again (%s)", error)
@@ -86,8 +91,13 @@ def bring_up(stack: ExitStack, site: Site, plan: GuestPlan, watch: Stopwatch) ->
     Where the agent is root, QEMU and the back-end become users that nobody is.
     """
     backing, agent = BACKINGS[plan.scenario.backing], site.agent
-    qemu_user, backing_user = agent.other_users(2) or (None, None)
-    backing.start(agent, site.directory, replace(site.python, user=backing_user))
+    others = [] if plan.added.keep_user else agent.other_users(2)
+    qemu_user, backing_user = others or (None, None)
+    backing.start(
+        agent,
+        site.directory,
+        replace(site.python, user=backing_user, instead=plan.added.virtiofsd),
+    )
     recorder = stack.enter_context(Recorder("guest QMP", plan.folder / GUEST_QMP))
     launch = GuestLaunch(
         _command(site, plan, qemu_user),

@@ -129,6 +129,8 @@ class Added:
     qemu_options: tuple[str, ...] = ()
     guest_append: tuple[str, ...] = ()
     policy: VmmPolicy = AS_IT_IS
+    virtiofsd: tuple[str, ...] = ()  # command line of the back-end on the host, see --virtiofsd
+    keep_user: bool = False  # QEMU and the back-end stay root: a guest may then give files away
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,13 @@ def _add_machines(group: pytest.OptionGroup) -> None:
         help="the QEMU to test (default image: the one in the host image)",
     )
     group.addoption(
+        "--virtiofsd",
+        default="",
+        metavar="PROGRAM [OPTIONS]",
+        help="a virtiofs back-end in place of ours, with a DAX window by vhost-user; it is given "
+        "--socket-path, --shared-dir and --tag",
+    )
+    group.addoption(
         "--vmm-policy",
         choices=VMM_POLICIES,
         default=STOCK,
@@ -142,6 +149,7 @@ def from_config(config: pytest.Config) -> Settings:
         host_kernel=config.getoption("--host-kernel"),
         guest_kernel=config.getoption("--guest-kernel"),
         qemu=config.getoption("--qemu"),
+        virtiofsd=tuple(shlex.split(config.getoption("--virtiofsd"))),
         vmm_policy=config.getoption("--vmm-policy"),
         accept=config.getoption("--accept"),
         require=required,

@@ -179,6 +179,15 @@ class Agent:
         found = self._ask("mapped_at", name=name, address=address)
         return None if found is None else (str(found[0]), int(found[1]))
 
+    def mappings(self, name: str, path: str) -> list[tuple[int, int, int]]:
+        """Where a child has a file mapped that was made: address, length, offset of each range."""
+        found = self._ask("mappings", name=name, path=path)
+        return [(int(address), int(length), int(offset)) for address, length, offset in found]
+
+    def listens(self, path: str) -> bool:
+        """Whether somebody listens on the Unix socket at that path."""
+        return bool(self._ask("listens", path=path))
+
     def adopt(self, path: str) -> None:
         """Act from now on, too, on a file that a child has made."""
         self._ask("adopt", path=path)

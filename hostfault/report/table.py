@@ -43,6 +43,8 @@ def header(facts: LabFacts) -> str:
     policy = "" if facts.vmm_policy == STOCK else f" with policy {facts.vmm_policy}"
     qemu = f"QEMU {facts.qemu.version}{policy}"
     parts = [facts.host_kind, f"{maker}{facts.host_release}{built}", qemu]
+    if facts.back_end:
+        parts.append(f"back-end {facts.back_end.partition(' (')[0]}")
     if facts.guest_kernel.release != facts.host_release:
         parts.append(f"guest {facts.guest_kernel.release}")
     reason = f"   ({facts.host_reason})" if facts.host_reason else ""

@@ -27,6 +27,7 @@ def verdict_json(record: Record) -> dict[str, Any]:
         "kvm_build_id": record.observation.kvm_build_id,
         "guest_kernel": to_json(facts.guest_kernel),
         "qemu": to_json(facts.qemu),
+        "back_end": facts.back_end,
         "vmm_policy": record.observation.vmm_policy,
         **to_json(scenario),
         "options": to_json(record.settings),

@@ -31,7 +31,7 @@ from hostfault.case.verdict import final_verdict
 from hostfault.guest.policy import VmmPolicy
 from hostfault.host.ahead import Ahead
 from hostfault.host.choice import Choice, MachineFacts, choose, forced
-from hostfault.host.emulated import PAYLOAD, EmulatedHost, Loaded, payload
+from hostfault.host.emulated import PAYLOAD, VIRTIOFSD, EmulatedHost, Loaded, payload
 from hostfault.host.local import LocalHost
 from hostfault.host.outer_qemu import MachineSpec, module_parameters
 from hostfault.host.preflight import (
@@ -43,6 +43,7 @@ from hostfault.host.preflight import (
 )
 from hostfault.host.qemu import environment_of, find_qemu
 from hostfault.host.testbed import ATTEMPTS, Added, Host, Testbed, keep_logs
+from hostfault.host.virtiofsd import find_virtiofsd, in_words
 from hostfault.image import guest_image, host_image, host_initramfs
 from hostfault.image.bundle import qemu_bundle
 from hostfault.image.vmm_policy import build_policy
@@ -165,7 +166,9 @@ class Lab:
 
     def facts(self) -> LabFacts:
         """What the run stands on; the first call may take minutes."""
-        if self._settings.host_kernel:  # first what may be mistyped, then what takes minutes
+        # First what may be mistyped, then what takes minutes.
+        back_end = "" if self._virtiofsd is None else in_words(self._virtiofsd)
+        if self._settings.host_kernel:
             log.info("the host kernel is %s", self._host_kernel.release)
         emulated = self.choice.kind == "emulated"
         if emulated:  # its kernels and images are had now, outside of any test's time
@@ -181,6 +184,7 @@ class Lab:
             guest_kernel=self._guest_kernel,
             qemu=self._qemu,
             vmm_policy=self._settings.vmm_policy,
+            back_end=back_end,
         )
 
     def _machine_facts(self) -> tuple[str, str, str]:
@@ -220,7 +224,24 @@ class Lab:
         emulated = self.choice.kind == "emulated"
         where = "" if library is None else f"{PAYLOAD}/{library.name}" if emulated else str(library)
         policy = VmmPolicy(settings.vmm_policy, where)
-        return Added(settings.qemu_options, settings.guest_append, policy)
+        place = f"{PAYLOAD}/{VIRTIOFSD}" if emulated else ""
+        virtiofsd = self._virtiofsd_line(place)
+        return Added(settings.qemu_options, settings.guest_append, policy, virtiofsd)
+
+    def _virtiofsd_line(self, place: str = "") -> tuple[str, ...]:
+        """The command line of a back-end in place of ours, which is on the host at ``place``.
+
+        "" for the same place as here. Empty if ours serves.
+        """
+        if self._virtiofsd is None:
+            return ()
+        return (place or str(self._virtiofsd), *self._settings.virtiofsd[1:])
+
+    @cached_property
+    def _virtiofsd(self) -> Path | None:
+        """The back-end that was named in place of ours, on this machine; None: ours serves."""
+        words = self._settings.virtiofsd
+        return find_virtiofsd(words[0]) if words else None
 
     @cached_property
     def _remote_host(self) -> RemoteHost:
@@ -249,7 +270,7 @@ class Lab:
             backing.require(self._qemu, environment_of(self._qemu))
         guest = self._guest_image(backing)
         kernel, library = self._guest_kernel.image, self._policy_library
-        load = payload(kernel, guest.initramfs, self._identity, library)
+        load = payload(kernel, guest.initramfs, self._identity, library, self._virtiofsd)
         initramfs = host_initramfs(
             self._cache, self._host_kernel, self._host_image, self._identity, load
         )

@@ -73,8 +73,8 @@ def project_files() -> Mapping[str, Path]:
 
 
 @contextmanager
-def host_with_project(tmp_path: Path) -> Iterator[SshShell]:
-    """A shell of root's on such a host, for the length of the block."""
+def host_with_project(tmp_path: Path, more: Mapping[str, Path] | None = None) -> Iterator[SshShell]:
+    """A shell of root's on such a host, for the length of the block; ``more`` are files there."""
     cache = default_cache()
     keys = identity(cache)
     kernel = resolve(newest(), cache)
@@ -85,6 +85,7 @@ def host_with_project(tmp_path: Path) -> Iterator[SshShell]:
     load = {
         **payload(kernel.image, guest.initramfs, keys),
         **project_files(),
+        **(more or {}),
         "site": site_packages(cache, image),
         "client_key.openssh": keys.client_key,
         "host_public": public,

@@ -18,6 +18,7 @@ from hostfault.remote.shell import Answer
 from hostfault.remote.ssh import SshShell
 
 JOB = "/tmp/job"  # an ordinary user's copy of what the host was given
+FOREIGN = "foreign-virtiofsd"  # below HERE: a back-end in place of ours
 USER, KVM = 1000, 993  # the user, and a group that may use /dev/kvm
 PREPARE = (
     f"mkdir -m 755 {JOB} {JOB}/home && cp -a {HERE}/. {JOB} && chown -R {USER}:{USER} {JOB} && "
@@ -30,8 +31,9 @@ MAY_COUNT = (  # what an administrator does who lets the group count
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshShell]:
-    with host_with_project(tmp_path_factory.mktemp("host")) as shell:
+def host(tmp_path_factory: pytest.TempPathFactory, foreign_virtiofsd: Path) -> Iterator[SshShell]:
+    more = {FOREIGN: foreign_virtiofsd}
+    with host_with_project(tmp_path_factory.mktemp("host"), more) as shell:
         shell.check(PREPARE, Deadline(60.0, "an ordinary user's files"))
         yield shell
 
@@ -108,6 +110,17 @@ def test_that_user_has_a_verdict_of_every_case_of_dax(host: SshShell) -> None:
     assert len(re.findall(r"virtiofs-dax +none .* OK", answer.text)) == 4
     assert len(re.findall(r"virtiofs-dax +guest .* TASK-ERROR", answer.text)) == 2
     assert "12 failed, 6 passed" in answer.text
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+def test_a_back_end_in_place_of_ours_serves_a_guest(host: SshShell) -> None:
+    program = f"{HERE}/{FOREIGN}"
+    tests = f"-k 'zero-store-apf or none-write-apf' --virtiofsd {program} tests/dax"
+    answer = run(host, f"{pytest_in(HERE)} {tests}")
+    assert re.search(rf"host: local.*, back-end {re.escape(program)} ", answer.text)
+    assert re.search(r"virtiofs-dax +zero +store +async-pf +SPIN", answer.text)
+    assert re.search(r"virtiofs-dax +none +write +async-pf +OK", answer.text)
 
 
 @pytest.mark.nightly

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from hostfault.fs import send, suites
-from hostfault.fs.__main__ import main, pjdfstest_parts
+from hostfault.fs.__main__ import (
+    Part,
+    TimeIsUpError,
+    left_of,
+    main,
+    pjdfstest_parts,
+    read_outcomes,
+    run_part,
+)
 from hostfault.fs.suites import PartOutcome, read_fsx, read_tap
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import HostfaultError, LaunchError, UsageError
+from hostfault.plumbing.errors import (
+    ConnectionLostError,
+    DeadlineError,
+    HostfaultError,
+    LaunchError,
+    UsageError,
+)
 
 PROGRAM = '#include "config.h"\n#include <stdio.h>\nint main(void) { return !(HAVE_OPENAT); }\n'
 
@@ -176,3 +194,108 @@ def test_a_tree_arrives_whole(machines: tuple[Any, Any], source: Path, tmp_path:
 def test_a_guest_without_room_says_so(machines: tuple[Any, Any]) -> None:
     with pytest.raises(HostfaultError, match="No space left"):
         send.send_program(*machines, bytes(100_000), "/dev/full", Deadline(10.0, "it"))
+
+
+class Bed:
+    """A test bed whose guest may be lost, and whose back-end may have logged a bug."""
+
+    def __init__(self, log: str = "") -> None:
+        self.agent = self
+        self._log = log
+
+    def tails(self, paths: list[str], limit: int) -> list[str]:
+        return [self._log]
+
+
+class Beds:
+    """A lab; hands out beds, one after the other."""
+
+    def __init__(self, log: str = "") -> None:
+        self._log = log
+        self.lent = 0
+
+    @contextmanager
+    def testbed(self, scenario: Any, folder: Path) -> Iterator[Bed]:
+        self.lent += 1
+        yield Bed(self._log)
+
+
+RESET = ConnectionLostError("reset")
+
+
+def part(lost_at: dict[str, int] | None = None, by: HostfaultError = RESET) -> Part:
+    """Three tests; each of some loses its guest so many times."""
+    left = dict(lost_at or {})
+
+    def run(testbed: Any, names: Sequence[str]) -> Iterator[PartOutcome]:
+        for name in names:
+            if left.get(name):
+                left[name] -= 1
+                raise by
+            yield PartOutcome("pjdfstest", name, "passed", "")
+
+    return Part("pjdfstest x", ("x/0", "x/1", "x/2"), run)
+
+
+def run(part: Part, lab: Beds, minutes: float = 1.0) -> list[str]:
+    kept: list[PartOutcome] = []
+    budget = Deadline(60 * minutes, "all")
+    try:
+        run_part(cast("Any", lab), part, Path(), kept.append, budget)
+    except TimeIsUpError:
+        kept.append(PartOutcome("", "time is up", "", ""))
+    return [each.name for each in kept]
+
+
+def test_a_part_whose_guest_is_lost_goes_on_with_what_is_left() -> None:
+    lab = Beds()
+    assert run(part({"x/1": 2}), lab) == ["x/0", "x/1", "x/2"]
+    assert lab.lent == 3
+
+
+def test_a_part_that_hangs_is_tried_again_too() -> None:
+    lab = Beds()
+    assert run(part({"x/1": 1}, DeadlineError("x/1", 300.0, "nothing")), lab) == [
+        "x/0",
+        "x/1",
+        "x/2",
+    ]
+    assert lab.lent == 2
+
+
+def test_a_part_whose_guest_is_always_lost_is_trouble() -> None:
+    with pytest.raises(ConnectionLostError):
+        run(part({"x/1": 3}), Beds())
+
+
+def test_a_bug_that_the_back_end_logged_is_trouble() -> None:
+    with pytest.raises(HostfaultError, match="has a bug"):
+        run(part(), Beds('{"event": "bug"}\n'))
+
+
+def test_no_test_begins_once_the_time_is_up() -> None:
+    assert run(part(), Beds(), minutes=0.0) == ["x/0", "time is up"]
+
+
+def test_a_run_goes_on_where_another_one_ended(tmp_path: Path) -> None:
+    done = [
+        PartOutcome("pjdfstest", "x/1", "failed", "1 of 2"),
+        PartOutcome("fsx", "x/0", "passed", ""),
+    ]
+    assert [each.tests for each in left_of([part()], done)] == [("x/0", "x/2")]
+    done += [PartOutcome("pjdfstest", f"x/{n}", "passed", "") for n in (0, 2)]
+    assert list(left_of([part()], done)) == []
+    file = tmp_path / "outcomes"
+    assert read_outcomes(file) == []
+    file.write_text("".join(json.dumps(asdict(each)) + "\n" for each in done))
+    assert read_outcomes(file) == done
+    file.write_text("no JSON\n")
+    with pytest.raises(UsageError):
+        read_outcomes(file)
+
+
+@pytest.mark.parametrize("words", [["--resume", "--fstests", "x"], ["--minutes", "2"]])
+def test_words_that_lack_others_are_refused(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2

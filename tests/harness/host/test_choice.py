@@ -98,6 +98,7 @@ def test_what_was_demanded_and_is_missing_is_a_missing_capability(
         (Settings(host="emulated", qemu="system"), "--qemu needs a local host"),
         (Settings(host="ssh://lab", host_kernel="6.1"), "Leave out --host ssh://lab"),
         (Settings(host="ssh://lab", qemu="system"), "leave --qemu out"),
+        (Settings(host="ssh://lab", virtiofsd=("x",)), "--virtiofsd is not brought"),
         (Settings(host="local", host_console="file"), "--host-console is for a host over SSH"),
     ],
 )

@@ -163,10 +163,12 @@ def test_an_option_that_a_person_adds_makes_another_snapshot(cache: Cache, tmp_p
         Added(guest_append=("debug",)),
         Added(policy=VmmPolicy("mce", "/run/policy.so")),
         Added(policy=VmmPolicy("stop", "/run/policy.so")),
+        Added(virtiofsd=("/run/hostfault/virtiofsd",)),
+        Added(virtiofsd=("/run/hostfault/virtiofsd", "--cache=never")),
     )
     for added in (Added(), *more, Added()):
         fork(script, cache, tmp_path, added)
-    assert (script.booted, script.loaded) == (5, 6)
+    assert (script.booted, script.loaded) == (7, 8)
 
 
 def test_a_host_that_kvm_runs_has_a_snapshot_of_its_own(cache: Cache, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,28 @@ def test_what_another_python_needs_does_not_reach_ours(sandbox: Sandbox) -> None
     sandbox.run("ci/dax", PYTHONPATH="/planted", PYTHONHOME="/elsewhere", TMPDIR="/small")
     environment = Path(f"{sandbox.calls_file}.environment").read_text().splitlines()
     assert environment == [f"pip  {sandbox.project}/.venv", "pytest  /small"]
+
+
+def test_no_module_of_the_callers_directory_is_imported(sandbox: Sandbox, tmp_path: Path) -> None:
+    """The real Python is asked whether it will do: in a kernel tree there may be any file."""
+    tree, deed = tmp_path / "tree", tmp_path / "deed"
+    tree.mkdir()
+    for name in ("ensurepip", "venv", "sys", "pytest", "re"):
+        (tree / f"{name}.py").write_text(f"open({str(deed)!r}, 'w')\n")
+    asks = f'-c) exec {sys.executable} $isolated "$@" ;;'
+    real = PYTHON.replace("then shift;", "then isolated=-I; shift;")
+    sandbox.program("python3", real.replace("-c) echo 3.13.0 ;;", asks))
+    code, _ = sandbox.run("ci/dax", cwd=tree)
+    assert code == 0
+    assert not deed.exists()
+    subprocess.run([sandbox.bin / "python3", "-c", "import ensurepip"], cwd=tree, check=True)
+    assert deed.exists(), "what is planted is imported where nothing keeps it out"
+
+
+def test_only_its_owner_can_hold_the_lock_of_the_set_up(sandbox: Sandbox) -> None:
+    (sandbox.project / ".venv.lock").touch(0o666)
+    sandbox.run("ci/dax")
+    assert (sandbox.project / ".venv.lock").stat().st_mode & 0o777 == 0o600
 
 
 def test_options_and_the_callers_directory_reach_pytest(sandbox: Sandbox, tmp_path: Path) -> None:

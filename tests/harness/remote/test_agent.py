@@ -35,6 +35,21 @@ def agent(directory: Path, tmp_path: Path) -> Iterator[Agent]:
         yield agent
 
 
+def test_no_module_of_the_callers_directory_is_imported_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, deed = tmp_path / "tree", tmp_path / "deed"
+    tree.mkdir()
+    for name in ("socket", "json", "argparse"):
+        (tree / f"{name}.py").write_text(f"open({str(deed)!r}, 'w')\n")
+    monkeypatch.chdir(tree)
+    with local_agent(tmp_path / "run", tmp_path) as agent:
+        agent.hello()
+    assert not deed.exists()
+    subprocess.run([sys.executable, "-c", "import json"], check=True)
+    assert deed.exists(), "what is planted is imported where nothing keeps it out"
+
+
 def runs(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,13 @@ def test_the_header_says_which_host_and_why() -> None:
 def test_the_header_names_a_guest_kernel_that_differs() -> None:
     facts = LabFacts("local", "", None, "6.5.0-own", STOCK, QEMU)
     assert header(facts) == ("host: local, 6.5.0-own, QEMU 11.1.3, guest 7.3.4+deb13-cloud-amd64")
+
+
+def test_the_header_names_a_back_end_that_is_not_ours_and_the_evidence_has_its_sum() -> None:
+    facts = replace(FACTS, back_end="/opt/virtiofsd (sha256 0123)")
+    assert ", QEMU 11.1.3, back-end /opt/virtiofsd  " in header(facts)
+    assert verdict_json(replace(record(), facts=facts))["back_end"] == facts.back_end
+    assert verdict_json(record())["back_end"] == ""
 
 
 def test_a_wide_terminal_shows_one_aligned_line_a_test() -> None:

@@ -1,0 +1,25 @@
+"""A host without its KVM: on this machine TCG runs the guest itself.
+
+It gives no verdict about any KVM. But the mount, the back-end and the guest are the same, and a
+guest is many times faster than in an emulated host.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from hostfault.host.local import LocalHost
+from hostfault.host.testbed import Added, Host
+from hostfault.run.lab import Lab
+
+_QEMU_OPTIONS = ("-machine", "accel=tcg", "-cpu", "max")  # after those that name KVM
+
+
+class LabWithoutKvm(Lab):
+    """A lab that has that host alone."""
+
+    @cached_property
+    def host(self) -> Host:
+        """The host; what runs there keeps its user, as suites have the guest's root give files."""
+        added = Added(qemu_options=_QEMU_OPTIONS, virtiofsd=self._virtiofsd_line(), keep_user=True)
+        return LocalHost(self._qemu, self._guest_kernel, self._guest_image, self._identity, added)
