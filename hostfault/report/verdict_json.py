@@ -27,6 +27,8 @@ def verdict_json(record: Record) -> dict[str, Any]:
         "kvm_build_id": record.observation.kvm_build_id,
         "guest_kernel": to_json(facts.guest_kernel),
         "qemu": to_json(facts.qemu),
+        "qemu_version": record.observation.qemu_version,
+        "qemu_build_id": record.observation.qemu_build_id,
         "vmm_policy": record.observation.vmm_policy,
         **to_json(scenario),
         "options": to_json(record.settings),
