@@ -218,6 +218,7 @@ class Recovery:
     kind: RecoveryKind
     words: str  # QEMU's answer, or what was seen last
     seconds: float = 0.0  # from undoing it to the end of the access
+    stored_byte: int | None = None  # what the host has at the place, once the access has ended
 
 
 @dataclass(frozen=True)

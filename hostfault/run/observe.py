@@ -305,7 +305,8 @@ class Recording:
         outcome = self._task.report().outcome
         if outcome is None:
             return Recovery(RecoveryKind.LOST, str(deadline.error()), now() - began)
-        return Recovery(kind, f"{outcome.kind} {outcome.value:#x}", now() - began)
+        seconds, held = now() - began, self._byte_in_the_file()
+        return Recovery(kind, f"{outcome.kind} {outcome.value:#x}", seconds, held)
 
     def _look(self) -> None:
         if not self._task.listen(INTERVAL):
