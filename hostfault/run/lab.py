@@ -334,6 +334,8 @@ class Lab:
     @cached_property
     def _outer_qemu(self) -> Qemu:
         """The one that emulates a host: the image's, whatever is tested."""
+        if self._qemu.source == "image":
+            return self._qemu
         return find_qemu("image", self._host_image)
 
     @property
