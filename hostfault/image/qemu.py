@@ -61,7 +61,9 @@ CONFIGURE: tuple[str, ...] = (
 )
 # What decides over a build besides the source.
 _DECISIVE = ("gcc", "binutils", "libglib2.0-dev", "libslirp-dev", "libseccomp-dev")
+_CONFIGURATIONS = "configs/devices/x86_64-softmmu"
 _LAYOUT = "1"  # change it when the same inputs are made into something else
+_IN_EVERY_TREE = ("VERSION", "configure", f"{_CONFIGURATIONS}/default.mak")
 _UNREAD = re.compile(r"\.git/|(?:.*/)?build/")  # of a tree that is not in git
 
 
@@ -170,7 +172,7 @@ def _packaged(choice: str, cache: Cache) -> _Source:
 
 def _tree(choice: str) -> _Source:
     path = Path(choice.removeprefix(TREE)).absolute()
-    if missing := [each for each in ("VERSION", "configure") if not (path / each).is_file()]:
+    if missing := [each for each in _IN_EVERY_TREE if not (path / each).is_file()]:
         raise UsageError(f"--qemu {choice}: no QEMU source tree: it has no {missing[0]}")
     log.info("reading %s", path)
     names = _files_of(path)
@@ -196,7 +198,7 @@ def _build(place: Path, source: _Source, root: BuildRoot) -> None:
     tree = place / "src"
     tree.mkdir()
     source.lay_out(tree)
-    shutil.copy(DEVICES, tree / "configs/devices/x86_64-softmmu" / DEVICES.name)
+    shutil.copy(DEVICES, tree / _CONFIGURATIONS / DEVICES.name)
     build = tree / "build"
     shutil.rmtree(build, ignore_errors=True)
     configure, compile_it = _lines()
