@@ -13,6 +13,7 @@ from typing import Any
 
 from hostfault.agent.cap import Cap
 from hostfault.agent.children import guard, in_child
+from hostfault.agent.modules import build_id_of_program
 from hostfault.agent.procstat import state_of
 
 LONGEST_WAIT = 1.0  # seconds: nothing else is answered meanwhile
@@ -135,6 +136,10 @@ class Programs:
         if changes_user:
             self._guards.append(guard(self._children[name].pid))
         return self._children[name].pid
+
+    def program_of(self, name: str, program: str) -> str:
+        """The build id of what a child runs, see :func:`build_id_of_program`."""
+        return build_id_of_program(self._children[name].pid, program)
 
     def ended(self, name: str) -> int | None:
         """Exit code of a child, negative for a signal; None while it runs."""

@@ -102,8 +102,13 @@ class Backing(Protocol):
     def start(self, agent: Agent, directory: str, python: Python) -> None:
         """Start what it needs on the host; ``directory`` is the agent's. Before QEMU."""
 
-    def qemu_options(self, directory: str) -> QemuOptions:
-        """What QEMU's command line needs."""
+    def qemu_options(self, directory: str, on_unbacked: str = "") -> QemuOptions:
+        """What QEMU's command line needs.
+
+        ``on_unbacked`` is what the memory backend is to do about a page that the host cannot back,
+        by that option; "" for a QEMU as it is. Raises :class:`UsageError` for a backing without
+        such a backend.
+        """
 
     def check_alive(self, agent: Agent) -> None:
         """Raise :class:`LaunchError` if something of it has ended while it was needed."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from hostfault.backing.base import MEMFD, Ability, GuestView, Python, QemuOptions
 from hostfault.backing.region import make_page, proven_frame, view_of
-from hostfault.backing.store import Store
+from hostfault.backing.store import PART, Store, option_of
 from hostfault.case.model import Page, Qemu
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError
@@ -61,11 +61,11 @@ class Ivshmem:
         """Make what the file lies on."""
         self.store.start(agent)
 
-    def qemu_options(self, directory: str) -> QemuOptions:
+    def qemu_options(self, directory: str, on_unbacked: str = "") -> QemuOptions:
         """The file and the device, in a slot that the guest's side knows."""
         device = (
-            *("-object", self.store.object(directory, "part")),
-            *("-device", f"{DEVICE},memdev=part,addr={SLOT:#x}"),
+            *("-object", self.store.object(directory, PART) + option_of(on_unbacked)),
+            *("-device", f"{DEVICE},memdev={PART},addr={SLOT:#x}"),
         )
         return QemuOptions(MEMFD.memory, device)
 

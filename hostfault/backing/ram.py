@@ -19,7 +19,7 @@ from hostfault.backing.base import (
     QemuOptions,
 )
 from hostfault.backing.region import make_page, proven_frame, view_of
-from hostfault.backing.store import Store
+from hostfault.backing.store import PART, Store, option_of
 from hostfault.case.model import Page, Qemu
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import HostfaultError
@@ -61,12 +61,12 @@ class Ram:
         """Make what the file lies on."""
         self.store.start(agent)
 
-    def qemu_options(self, directory: str) -> QemuOptions:
+    def qemu_options(self, directory: str, on_unbacked: str = "") -> QemuOptions:
         """The part between two others that are there before the guest runs."""
         end = START + self.store.size
         objects = (
             f"memory-backend-ram,id=below,size={START},prealloc=on",
-            self.store.object(directory, "part"),
+            self.store.object(directory, PART) + option_of(on_unbacked),
             f"memory-backend-ram,id=above,size={SIZE - end},prealloc=on",
         )
         nodes = (f"node,nodeid={n},memdev={name}" for n, name in enumerate(_PARTS))
@@ -101,4 +101,4 @@ class Ram:
         return {}
 
 
-_PARTS = ("below", "part", "above")
+_PARTS = ("below", PART, "above")

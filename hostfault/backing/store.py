@@ -16,12 +16,18 @@ from hostfault.remote.agent import Agent
 
 FOLDER = "ram"  # in the agent's directory: where the file system is
 FILE = f"{FOLDER}/memory"
+PART = "part"  # QEMU's name for it
 SMALL = 2 << 20  # bytes of the file: those pages, and enough for a BAR or a memslot of its own
 PMEM = 32 << 20  # bytes of one that holds a file system of the guest's
 ROOM = 4 << 20  # bytes of a file system beyond that
 HUGE_PAGE = 2 << 20  # bytes
 SPARE_PAGES = 2  # huge ones of the pool that nobody needs
 MEMFD = "/memfd:memory-backend-memfd (deleted)"  # as proc(5) shows QEMU's
+
+
+def option_of(on_unbacked: str) -> str:
+    """What a memory backend's options end with, to say what becomes of a missing page."""
+    return f",on-unbacked={on_unbacked}" if on_unbacked else ""
 
 
 class Store(Protocol):

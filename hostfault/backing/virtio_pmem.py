@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from hostfault.backing.base import MEMFD, PAGES, Ability, GuestView, Python, QemuOptions
 from hostfault.backing.region import make_page, proven_frame, view_of
-from hostfault.backing.store import FILE, Store
+from hostfault.backing.store import FILE, PART, Store, option_of
 from hostfault.case.model import Page, Qemu
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import HostfaultError
@@ -56,12 +56,12 @@ class VirtioPmem:
         """Make what the file lies on."""
         self.store.start(agent)
 
-    def qemu_options(self, directory: str) -> QemuOptions:
+    def qemu_options(self, directory: str, on_unbacked: str = "") -> QemuOptions:
         """The file and the device."""
         device = (
             *("-m", f"maxmem={MOST}"),
-            *("-object", self.store.object(directory, "part")),
-            *("-device", "virtio-pmem-pci,memdev=part,modern-pio-notify=on"),
+            *("-object", self.store.object(directory, PART) + option_of(on_unbacked)),
+            *("-device", f"virtio-pmem-pci,memdev={PART},modern-pio-notify=on"),
         )
         return QemuOptions(MEMFD.memory, device)
 

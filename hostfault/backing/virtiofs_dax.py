@@ -107,8 +107,12 @@ class VirtiofsDax:
             argv += ["--user", f"{python.user}:{python.user}"]
         agent.spawn(BACK_END_CHILD, argv, python.env, listen=f"{directory}/{SOCKET}")
 
-    def qemu_options(self, directory: str) -> QemuOptions:
+    def qemu_options(self, directory: str, on_unbacked: str = "") -> QemuOptions:
         """The device; guest memory must be shared with the daemon."""
+        if on_unbacked:
+            raise MissingCapabilityError(
+                "memory-backend", "its window into guest memory is no memory backend of QEMU's"
+            )
         device = (
             *("-chardev", f"socket,id=daxfs,path={directory}/{SOCKET}"),
             "-device",

@@ -8,6 +8,7 @@ from hostfault.plumbing.errors import UsageError
 
 CAPABILITIES: Mapping[str, str] = {
     "shared-memory-device": "a QEMU of 11.1 or newer, built with vhost-user-test-device-pci",
+    "memory-backend": "for --vmm-policy qemu-...: a backing that is a memory backend of QEMU's",
     "tracing": "on a local host: tracefs, mounted, and the right to count KVM's tracepoints",
     "tmpfs": "on a local host: root's right to mount a tmpfs, for guest memory or to be filled",
     "emulated-host": "that the kernel under test runs in an emulated host, which may be harmed",

@@ -59,9 +59,10 @@ class GuestImage:
 class Qemu:
     """A QEMU, and how to start it."""
 
-    source: str  # "image", "system" or a path
+    source: str  # "image", "system", a path, NAME+SERIES or tree:PATH
     version: str  # as it says itself, e.g. "11.1.3"
     argv: tuple[str, ...]  # the start of every command line
+    build_id: str = ""  # of the program that must be running, in hex, if it was built here
 
 
 # --- what a test asks for -----------------------------------------------------------------
@@ -217,6 +218,7 @@ class Recovery:
     kind: RecoveryKind
     words: str  # QEMU's answer, or what was seen last
     seconds: float = 0.0  # from undoing it to the end of the access
+    stored_byte: int | None = None  # what the host has at the place, once the access has ended
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,8 @@ class Observation:
     recovery: Recovery | None = None  # what followed when the fault was undone
     vmm_policy: str = STOCK  # what the VMM was to do about a page that KVM cannot back
     vmm_deeds: tuple[VmmDeed, ...] = ()  # what it did, the end of its log
+    qemu_version: str = ""  # of the guest's, as it said itself by QMP
+    qemu_build_id: str = ""  # of the program that ran the guest, in hex
 
 
 class VerdictKind(enum.StrEnum):

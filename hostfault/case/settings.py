@@ -7,7 +7,11 @@ from pathlib import Path
 
 from hostfault.case.model import STOCK, Verdict, VerdictKind
 
-VMM_POLICIES = (STOCK, "mce", "stop")  # see images/vmm-policy
+PRELOADED = ("mce", "stop")  # by a library in the guest's QEMU: see images/vmm-policy
+# By QEMU itself, and what its memory backends' option on-unbacked is then: see images/qemu.
+ON_UNBACKED = {"qemu-stop": "stop", "qemu-mce": "mce", "qemu-auto": "auto"}
+VMM_POLICIES = (STOCK, *PRELOADED, *ON_UNBACKED)
+TREE = "tree:"  # begins a name of a kernel or a QEMU that is a source tree
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Settings:
     host_console: str = ""  # a file, or a command, that shows the console of one over SSH
     host_kernel: str | None = None  # a name, a path, ...; None: the newest of the catalog
     guest_kernel: str | None = None  # the same
-    qemu: str = "image"  # "image" | "system" | a path
+    qemu: str = "image"  # "image" | "system" | a path | NAME+SERIES | "tree:PATH"
     virtiofsd: tuple[str, ...] = ()  # program and options of a back-end in place of ours
     vmm_policy: str = STOCK  # of VMM_POLICIES: what is done about a page that KVM cannot back
     accept: str = (
@@ -33,6 +37,11 @@ class Settings:
     guest_append: tuple[str, ...] = ()  # words added to the guest kernel's command line
     host_append: tuple[str, ...] = ()  # ... to that of an emulated host's kernel
     kvm_options: tuple[str, ...] = ()  # parameters of its KVM, as "npt=0" or "kvm.tdp_mmu=0"
+
+    @property
+    def builds_qemu(self) -> bool:
+        """Whether the guest's QEMU is one that is built here."""
+        return self.qemu.startswith(TREE) or ("+" in self.qemu and "/" not in self.qemu)
 
     def accepts(self, verdict: Verdict) -> bool:
         """Whether a test whose host cannot back the page passes with that verdict.

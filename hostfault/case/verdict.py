@@ -39,7 +39,7 @@ from hostfault.case.model import (
 )
 from hostfault.case.trouble import guest_events, trouble
 from hostfault.case.unproven import seen
-from hostfault.case.vmm import held, vmm_evidence
+from hostfault.case.vmm import held, stopped, vmm_evidence
 from hostfault.case.words import (
     GUEST_OOPS,
     HOST_COMPLAINT,
@@ -253,6 +253,10 @@ def _tie_to_the_access(observation: Observation) -> str | None:
 
 def _held(observation: Observation) -> Verdict | None:
     return held(observation, UNBACKED)
+
+
+def _stopped(observation: Observation) -> Verdict | None:
+    return stopped(observation, UNBACKED)
 
 
 # --- the access goes on: spin and stall ------------------------------------------------------
@@ -478,6 +482,7 @@ _RULES: tuple[Callable[[Observation], Verdict | None], ...] = (
     _vmm_death,
     _vm_exit,
     _held,
+    _stopped,
     _spin,
     _outcome,
 )

@@ -14,6 +14,7 @@ from typing import Any
 
 from hostfault.case.folder import VMM_POLICY_LOG
 from hostfault.case.model import STOCK, VmmDeed
+from hostfault.case.settings import ON_UNBACKED, PRELOADED
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, SetupError
 from hostfault.remote.agent import Agent
 
@@ -25,9 +26,19 @@ class VmmPolicy:
     name: str = STOCK  # one of hostfault.case.settings.VMM_POLICIES
     library: str = ""  # a path on the host; "": QEMU runs without one
 
+    @property
+    def preloaded(self) -> bool:
+        """Whether it is the library's, and not QEMU's own."""
+        return self.name in PRELOADED
+
+    @property
+    def on_unbacked(self) -> str:
+        """What QEMU's own memory backend is to do; "" for a QEMU as it is."""
+        return ON_UNBACKED.get(self.name, "")
+
     def environment(self, base: Mapping[str, str], directory: str) -> dict[str, str]:
         """The environment of a QEMU with this policy; its log is in the agent's directory."""
-        if self.name == STOCK:
+        if not self.preloaded:
             return dict(base)
         return {
             **base,
@@ -39,14 +50,14 @@ class VmmPolicy:
     @property
     def logs(self) -> tuple[str, ...]:
         """The files that it leaves in the agent's directory."""
-        return () if self.name == STOCK else (VMM_POLICY_LOG,)
+        return (VMM_POLICY_LOG,) if self.preloaded else ()
 
     def prove(self, agent: Agent) -> None:
         """Check that the library is at work: a loader that cannot load one only warns.
 
         Raises :class:`SetupError` otherwise, for a verdict would be about another VMM.
         """
-        if self.name == STOCK:
+        if not self.preloaded:
             return
         try:
             said = _objects(agent.read(VMM_POLICY_LOG)[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hostfault.case.settings import Settings
+from hostfault.case.settings import ON_UNBACKED, Settings
 from hostfault.plumbing.errors import MissingCapabilityError, UsageError
 
 Kind = Literal["local", "emulated", "ssh"]
@@ -49,6 +49,11 @@ def forced(settings: Settings) -> Choice | None:
         )
     if over_ssh and settings.virtiofsd:
         raise UsageError("--virtiofsd is not brought to a host over SSH: leave it out")
+    if settings.vmm_policy in ON_UNBACKED and settings.qemu == "image":
+        raise UsageError(
+            f"--vmm-policy {settings.vmm_policy} is QEMU's own, and no released QEMU has it: "
+            "give --qemu 10.0+on-unbacked, or tree:PATH"
+        )
     if over_ssh:
         return Choice("ssh", f"asked for with --host {settings.host}")
     if "kvm" in settings.require and (settings.host == "emulated" or emulated_only):
@@ -106,9 +111,10 @@ def _missing(machine: MachineFacts) -> MissingCapabilityError | None:
 
 
 def _checked(choice: Choice, settings: Settings) -> Choice:
-    if settings.qemu != "image":
+    if settings.qemu != "image" and not settings.builds_qemu:
         raise UsageError(
             "--qemu needs a local host: in an emulated host the QEMU of its image runs the "
-            "guests. Leave --qemu out, or use --host local"
+            "guests, or one that is built (NAME+SERIES, tree:PATH). Leave --qemu out, or use "
+            "--host local"
         )
     return choice

@@ -38,6 +38,7 @@ from hostfault.host.testbed import (
     log_in,
     mount_backing,
 )
+from hostfault.image.qemu import PROGRAM
 from hostfault.plumbing.cache import Cache, key_of, no_space
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import (
@@ -77,13 +78,13 @@ def payload(
     guest_kernel: Path,
     guest_initramfs: Path,
     keys: Identity,
-    policy: Path | None = None,
+    more: Sequence[Path] = (),
     virtiofsd: Path | None = None,
 ) -> Mapping[str, Path]:
     """What the host's initramfs must carry, by its name below /run/hostfault.
 
-    ``policy`` is the library of a VMM policy, ``virtiofsd`` a back-end in place of ours, if there
-    is one.
+    ``more`` is what there may be besides: the library of a VMM policy, a QEMU for the guest;
+    ``virtiofsd`` a back-end in place of ours.
     """
     package = Path(hostfault.__file__).parent
     rooms = [package / "agent", package / "daxfs"]
@@ -92,11 +93,19 @@ def payload(
         "guest-kernel": guest_kernel,
         "guest-initramfs": guest_initramfs,
         "client_key": keys.client_key_dropbear,
-        **({} if policy is None else {policy.name: policy}),
+        **{each.name: each for each in more},
         **({} if virtiofsd is None else {VIRTIOFSD: virtiofsd}),
         ".ssh/known_hosts": keys.known_hosts,
         **{f"python/hostfault/{each.relative_to(package)}": each for each in programs},
     }
+
+
+@dataclass(frozen=True)
+class GuestQemu:
+    """The QEMU that runs the guest, and not the outer one."""
+
+    program: str  # a path in the host
+    build_id: str = ""  # that it must have, in hex; "": the image's, whichever that is
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,7 @@ class EmulatedHost:
     cache: Cache
     added: Added
     ahead: Ahead[Loaded] = field(default_factory=Ahead)  # who makes it ends it
+    guest_qemu: GuestQemu = GuestQemu(QEMU)
 
     @contextmanager
     def testbed(self, scenario: Scenario, folder: Path) -> Iterator[Testbed]:
@@ -157,7 +167,10 @@ class Configuration:
         self._ahead = host.ahead
         self._backing = BACKINGS[scenario.backing]
         self._spec = host.machine_for(self._backing)
-        self._guest_command = _guest_command(scenario, self._backing, host.added)
+        self._guest_qemu = host.guest_qemu
+        self._guest_command = _guest_command(
+            scenario, self._backing, host.added, host.guest_qemu.program
+        )
         self._policy = host.added.policy
         self._virtiofsd = host.added.virtiofsd
         self._environment = self._policy.environment(ENVIRONMENT, DIRECTORY)
@@ -247,6 +260,7 @@ class Configuration:
             launch = GuestLaunch(self._guest_command, self._environment, qmp)
             boot_guest(agent, self._backing, launch, recorder)
             self._policy.prove(agent)
+            prove_qemu(agent, self._guest_qemu)
             watch.lap("guest boot")
             guest = CarriedShell(agent, GUEST_CLIENT)
             log.info("waiting for SSH of the guest")
@@ -326,6 +340,7 @@ class Configuration:
             reached = beside.submit(reach_qemu)
             agent = _call_agent(machine, patience=30.0)
             prove_kernel(agent, self._spec.kernel)
+            prove_qemu(agent, self._guest_qemu)
             reached.result()
         return Loaded(machine, sockets, agent, recorder)
 
@@ -387,15 +402,25 @@ def prove_kernel(agent: Agent, kernel: Kernel) -> None:
             raise SetupError(f"the host runs another kernel: its {what} is {found}, not {wanted}")
 
 
-def _guest_command(scenario: Scenario, backing: Backing, added: Added) -> list[str]:
+def prove_qemu(agent: Agent, qemu: GuestQemu) -> None:
+    """Check that the guest's QEMU is the one that was built, by what the process runs.
+
+    Raises :class:`SetupError` otherwise.
+    """
+    found = agent.program_of(boot.NAME, PROGRAM) if qemu.build_id else ""
+    if found != qemu.build_id:
+        raise SetupError(f"the guest runs on another QEMU: build id {found}, not {qemu.build_id}")
+
+
+def _guest_command(scenario: Scenario, backing: Backing, added: Added, qemu: str) -> list[str]:
     spec = boot.GuestSpec(
-        qemu=(QEMU,),
+        qemu=(qemu,),
         kernel=f"{PAYLOAD}/guest-kernel",
         initramfs=f"{PAYLOAD}/guest-initramfs",
         directory=DIRECTORY,
         qmp=f"socket,host=0.0.0.0,port={QMP_PORT},server=on,wait=off",
         ssh_forward=f"tcp::{GUEST_SSH_PORT}-:22",
-        backing=backing.qemu_options(DIRECTORY),
+        backing=backing.qemu_options(DIRECTORY, added.policy.on_unbacked),
         append=boot.command_line(scenario, backing, added.guest_append),
         more=added.qemu_options,
     )

@@ -11,15 +11,25 @@ from pathlib import Path
 
 from hostfault.case.model import HostImage, Qemu
 from hostfault.image.programs import loader_argv
+from hostfault.image.qemu import PROGRAM, BuiltQemu
 from hostfault.plumbing.errors import LaunchError, UsageError
 from hostfault.plumbing.process import run
 
 log = logging.getLogger(__name__)
 
-PROGRAM = "qemu-system-x86_64"
 _START_PATIENCE = 30.0  # seconds for a QEMU that only prints something
 _SANDBOX = "on,obsolete=deny,spawn=deny,resourcecontrol=deny"
 _VERSION = re.compile(r"QEMU emulator version (\d+(?:\.\d+)*)")
+
+
+def built_qemu(choice: str, built: BuiltQemu, host_image: HostImage) -> Qemu:
+    """A QEMU that was built here; its libraries and firmware are the host image's.
+
+    Raises :class:`LaunchError` if it does not start.
+    """
+    loader = loader_argv(host_image.root, f"usr/bin/{PROGRAM}")[:-1]
+    qemu = Qemu(choice, "not known yet", (*loader, str(built.program)), built.build_id)
+    return replace(qemu, version=_version(qemu))
 
 
 def find_qemu(choice: str, host_image: HostImage | None) -> Qemu:
@@ -61,10 +71,10 @@ def _from_path(program: str, asked: str) -> str:
 def environment_of(qemu: Qemu) -> dict[str, str]:
     """The whole environment to start a QEMU with.
 
-    The image's gets none of the caller's: QEMU_MODULE_DIR, LD_PRELOAD and their like would let
-    files of the machine in. A QEMU that the caller names may need them.
+    The image's, and one that was built here, gets none of the caller's: QEMU_MODULE_DIR, LD_PRELOAD
+    and their like would let files of the machine in. A QEMU that the caller names may need them.
     """
-    if qemu.source == "image":
+    if qemu.source == "image" or qemu.build_id:
         return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
     return dict(os.environ)
 

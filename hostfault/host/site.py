@@ -136,7 +136,7 @@ def _command(site: Site, plan: GuestPlan, user: int | None) -> list[str]:
         directory=site.directory,
         qmp=f"socket,path={site.sockets}/{QMP},server=on,wait=off",
         ssh_forward=f"unix:{site.sockets}/{SSH}-:22",
-        backing=backing.qemu_options(site.directory),
+        backing=backing.qemu_options(site.directory, site.policy.on_unbacked),
         append=boot.command_line(plan.scenario, backing, plan.added.guest_append),
         confinement=confinement(plan.qemu, user),
         more=plan.added.qemu_options,

@@ -1,4 +1,4 @@
-"""Where kernels are compiled: a Debian root of its own, entered with bubblewrap.
+"""Where kernels and QEMU are compiled: a Debian root of its own, entered with bubblewrap.
 
 So the compiler is that of the suite which the kernel is for, whatever this machine runs, and a
 build reaches neither the network nor anything but its own source tree and ccache's directory.
@@ -29,6 +29,7 @@ BOOTSTRAP_PATIENCE = 1800.0  # seconds for mmdebstrap, on a slow network
 BOOTSTRAP_ROOM = 1024 << 20  # bytes that mmdebstrap may need while it works; 540 MiB were seen
 CCACHE_SIZE = "3G"
 PACKAGES = IMAGES / "build" / "packages"
+DECISIVE = ("gcc", "binutils", "pahole", "make")  # what decides over a kernel
 _LAYOUT = "1"  # change it when this module makes the same package list into something else
 _BAD_LINE = re.compile(
     r": (?:fatal )?error: |: error, |undefined reference to|^ERROR: |^ld: |\bld: error"
@@ -103,16 +104,21 @@ class BuildRoot:
         return self.run(tree, ["make", "--silent", jobs, *words], what=what, patience=patience)
 
 
-def build_root(cache: Cache, suite: str) -> BuildRoot:
+def build_root(
+    cache: Cache, suite: str, listed: Path = PACKAGES, decisive: Sequence[str] = DECISIVE
+) -> BuildRoot:
     """The build root of a Debian suite, made on first use (about half a minute).
 
-    Raises :class:`CacheMissError` if there is none and the mirror cannot be read.
+    ``listed`` is the file with its packages; ``decisive`` are those whose versions decide over
+    what is built. Raises :class:`CacheMissError` if there is none and the mirror cannot be read.
     """
-    packages = read_list(PACKAGES)
+    packages = read_list(listed)
     key = key_of(
         {"layout": _LAYOUT, "suite": suite, "mirror": mirror(), "packages": " ".join(packages)}
     )
-    place = cache.obtain("build-roots", key, lambda empty: _bootstrap(empty, suite, packages))
+    place = cache.obtain(
+        "build-roots", key, lambda empty: _bootstrap(empty, suite, packages, decisive)
+    )
     return BuildRoot(
         suite=suite,
         root=place / "root",
@@ -126,7 +132,7 @@ def suite_for(version: str) -> str:
     return "bookworm" if version_of(version) < (6, 2) else "trixie"
 
 
-def _bootstrap(place: Path, suite: str, packages: Sequence[str]) -> None:
+def _bootstrap(place: Path, suite: str, packages: Sequence[str], decisive: Sequence[str]) -> None:
     log.info("making a build root from %s (about half a minute)", suite)
     archive, root = place / "root.tar", place / "root"
     source = f"deb [signed-by={KEYRING}] {mirror()} {suite} main"
@@ -154,7 +160,7 @@ def _bootstrap(place: Path, suite: str, packages: Sequence[str]) -> None:
     for name in ("src", "ccache"):
         (root / name).mkdir()
     status = (root / "var/lib/dpkg/status").read_text()
-    (place / "toolchain").write_text(versions(status, ("gcc", "binutils", "pahole", "make")))
+    (place / "toolchain").write_text(versions(status, decisive))
 
 
 def versions(status: str, packages: Sequence[str]) -> str:

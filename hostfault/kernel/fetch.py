@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,27 @@ def fetch_packages(cache: Cache, suite: str, packages: Sequence[str]) -> Path:
     return cache.obtain("packages", key, lambda place: unpack(place, suite, packages))
 
 
+def fetch_source(cache: Cache, suite: str, package: str) -> Path:
+    """A directory with the files of a source package of a suite, as the mirror has them.
+
+    Raises as :func:`fetch_packages` does.
+    """
+    key = key_of({"mirror": mirror(), "suite": suite, "source": package})
+
+    def download(place: Path) -> None:
+        log.info("fetching the source of %s from %s", package, suite)
+        work = place / ".apt"
+        try:
+            environment = _private_apt(work, suite, "deb-src")
+            _update(environment, package, suite)
+            line = ["source", "--only-source", "--download-only", package]
+            _download(environment, place, line, [package], suite)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    return cache.obtain("packages", key, download)
+
+
 def unpack(place: Path, suite: str, packages: Sequence[str]) -> None:
     """Download packages and unpack their files (not their scripts) below ``place``."""
     wanted = ", ".join(packages)
@@ -46,7 +68,8 @@ def unpack(place: Path, suite: str, packages: Sequence[str]) -> None:
     try:
         environment = _private_apt(work, suite)
         _update(environment, wanted, suite)
-        _download(environment, work / "packages", packages, suite)
+        line = ["download", *packages]
+        _download(environment, work / "packages", line, packages, suite)
         for package in sorted((work / "packages").glob("*.deb")):
             run_tool(
                 ["dpkg-deb", "--extract", str(package), str(place)], what=f"unpacking {package}"
@@ -55,15 +78,18 @@ def unpack(place: Path, suite: str, packages: Sequence[str]) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _private_apt(work: Path, suite: str) -> dict[str, str]:
-    """Make an apt with state of its own, and return the environment that selects it."""
+def _private_apt(work: Path, suite: str, kind: str = "deb") -> dict[str, str]:
+    """Make an apt with state of its own, and return the environment that selects it.
+
+    ``kind`` is the kind of packages that it knows, as in sources.list(5).
+    """
     if not KEYRING.exists():
         raise SetupError(f"{KEYRING} is missing: apt-get install debian-archive-keyring")
     for folder in ("state/lists/partial", "cache/archives/partial", "packages"):
         (work / folder).mkdir(parents=True)
     (work / "status").touch()
     (work / "sources.list").write_text(
-        f"deb [arch=amd64 signed-by={KEYRING}] {mirror()} {suite} main\n"
+        f"{kind} [arch=amd64 signed-by={KEYRING}] {mirror()} {suite} main\n"
     )
     settings = {
         "Dir::State": f"{work}/state",
@@ -113,18 +139,22 @@ def explained(error: LaunchError, wanted: str, suite: str) -> Exception:
 
 
 def _download(
-    environment: dict[str, str], place: Path, packages: Sequence[str], suite: str
+    environment: dict[str, str],
+    place: Path,
+    line: Sequence[str],
+    packages: Sequence[str],
+    suite: str,
 ) -> None:
     try:
         run_tool(
-            ["apt-get", "-q", "download", *packages],
-            what="apt-get download",
+            ["apt-get", "-q", *line],
+            what=f"apt-get {line[0]}",
             timeout=DOWNLOAD_PATIENCE,
             env=environment,
             cwd=place,
         )
     except LaunchError as error:
-        if "Unable to locate package" in error.log_tail:
+        if re.search("Unable to (?:locate|find a source) package", error.log_tail):
             raise SetupError(
                 f"{suite} at {mirror()} has not all of {', '.join(packages)} (any more): "
                 f"see what it has, and mend kernels/catalog.toml\n{error}"

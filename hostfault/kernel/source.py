@@ -73,11 +73,12 @@ def files_of(tree: Path) -> list[str]:
     elsewhere all that does not look like the product of a build. Raises :class:`UsageError` if
     the tree cannot be read.
     """
-    names = _git_files(tree) if (tree / ".git").exists() else _walk(tree)
+    names = git_files(tree) if (tree / ".git").exists() else _walk(tree)
     return sorted(name for name in names if not is_unused(name))
 
 
-def _git_files(tree: Path) -> Iterator[str]:
+def git_files(tree: Path) -> Iterator[str]:
+    """What git has of a tree, and what it does not ignore. Raises :class:`UsageError`."""
     # Whose tree it is does not matter, and nothing that its configuration names may run.
     safe = ["-c", f"safe.directory={tree}", "-c", "core.fsmonitor=false"]
     line = ["git", "-C", str(tree), *safe, "ls-files", "-z", "-co", "--exclude-standard"]

@@ -59,8 +59,9 @@ def _add_machines(group: pytest.OptionGroup) -> None:
     group.addoption(
         "--qemu",
         default="image",
-        metavar="image|system|PATH",
-        help="the QEMU to test (default image: the one in the host image)",
+        metavar="image|system|PATH|NAME+SERIES|tree:PATH",
+        help="the QEMU to test (default image: the one in the host image); one with a series of "
+        "images/qemu/patches, or a source tree, is built here",
     )
     group.addoption(
         "--virtiofsd",
@@ -74,7 +75,8 @@ def _add_machines(group: pytest.OptionGroup) -> None:
         choices=VMM_POLICIES,
         default=STOCK,
         help="what the guest's QEMU does about a page that KVM reports (default stock: as QEMU "
-        "does; mce: a machine check for the guest; stop: the vCPU waits and tries again)",
+        "does; mce: a machine check for the guest; stop: the vCPU waits and tries again; "
+        "qemu-stop, qemu-mce, qemu-auto: QEMU's own, by a memory backend's on-unbacked)",
     )
 
 

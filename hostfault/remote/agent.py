@@ -64,6 +64,10 @@ class Agent:
         """Give a directory to a user."""
         self._ask("give", path=path, user=user)
 
+    def program_of(self, name: str, program: str) -> str:
+        """The build id of the program that a child runs, in hex; "" if it has none."""
+        return str(self._ask("program_of", name=name, program=program))
+
     def ended(self, name: str) -> int | None:
         """Exit code of a child, negative for a signal; None while it runs."""
         code = self._ask("ended", name=name)

@@ -50,6 +50,7 @@ class Recorder:
     def __init__(self, name: str, transcript: Path, *, host: bool = False) -> None:
         self._name = name
         self._host = host
+        self.version = ""  # of QEMU, as its greeting says
         self._events: list[Event] = []
         self._changed = threading.Condition()
         self._transcript = transcript.open("a", encoding="utf-8")
@@ -165,6 +166,9 @@ class Recorder:
         data: dict[str, Any] = dict(message)
         self._transcript.write(json.dumps({"at": now(), "way": direction, "msg": data}) + "\n")
         self._transcript.flush()
+        if "QMP" in data:
+            said = data["QMP"]["version"]["qemu"]
+            self.version = f"{said['major']}.{said['minor']}.{said['micro']}"
         if "event" not in data:
             return
         event = Event(str(data["event"]), now(), data.get("data", {}), host=self._host)

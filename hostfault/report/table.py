@@ -41,7 +41,8 @@ def header(facts: LabFacts) -> str:
     maker = "Debian " if kernel is not None and kernel.packaged else ""
     built = f" as {kernel.name}" if kernel is not None and not kernel.packaged else ""
     policy = "" if facts.vmm_policy == STOCK else f" with policy {facts.vmm_policy}"
-    qemu = f"QEMU {facts.qemu.version}{policy}"
+    source = f" as {facts.qemu.source}" if facts.qemu.build_id else ""
+    qemu = f"QEMU {facts.qemu.version}{source}{policy}"
     parts = [facts.host_kind, f"{maker}{facts.host_release}{built}", qemu]
     if facts.back_end:
         parts.append(f"back-end {facts.back_end.partition(' (')[0]}")

@@ -28,6 +28,8 @@ def verdict_json(record: Record) -> dict[str, Any]:
         "guest_kernel": to_json(facts.guest_kernel),
         "qemu": to_json(facts.qemu),
         "back_end": facts.back_end,
+        "qemu_version": record.observation.qemu_version,
+        "qemu_build_id": record.observation.qemu_build_id,
         "vmm_policy": record.observation.vmm_policy,
         **to_json(scenario),
         "options": to_json(record.settings),

@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,6 @@ from hostfault.backing import BACKINGS, Backing
 from hostfault.case import folder as files
 from hostfault.case import known_issues
 from hostfault.case.model import (
-    STOCK,
     GuestImage,
     HostImage,
     Kernel,
@@ -26,12 +25,20 @@ from hostfault.case.model import (
     to_json,
 )
 from hostfault.case.record import LabFacts, Record
-from hostfault.case.settings import Settings
+from hostfault.case.settings import PRELOADED, Settings
 from hostfault.case.verdict import final_verdict
 from hostfault.guest.policy import VmmPolicy
 from hostfault.host.ahead import Ahead
 from hostfault.host.choice import Choice, MachineFacts, choose, forced
-from hostfault.host.emulated import PAYLOAD, VIRTIOFSD, EmulatedHost, Loaded, payload
+from hostfault.host.emulated import (
+    PAYLOAD,
+    QEMU,
+    VIRTIOFSD,
+    EmulatedHost,
+    GuestQemu,
+    Loaded,
+    payload,
+)
 from hostfault.host.local import LocalHost
 from hostfault.host.outer_qemu import MachineSpec, module_parameters
 from hostfault.host.preflight import (
@@ -41,16 +48,17 @@ from hostfault.host.preflight import (
     why_no_tracing,
     why_not,
 )
-from hostfault.host.qemu import environment_of, find_qemu
+from hostfault.host.qemu import built_qemu, environment_of, find_qemu
 from hostfault.host.testbed import ATTEMPTS, Added, Host, Testbed, keep_logs
 from hostfault.host.virtiofsd import find_virtiofsd, in_words
 from hostfault.image import guest_image, host_image, host_initramfs
 from hostfault.image.bundle import qemu_bundle
+from hostfault.image.qemu import BuiltQemu, build_qemu
 from hostfault.image.vmm_policy import build_policy
 from hostfault.kernel import resolve
 from hostfault.kernel.catalog import newest
 from hostfault.plumbing.cache import Cache, default_cache
-from hostfault.plumbing.errors import GuestLostError
+from hostfault.plumbing.errors import GuestLostError, MissingCapabilityError
 from hostfault.plumbing.short_directory import sweep_short_directories
 from hostfault.plumbing.ssh_keys import Identity, identity
 from hostfault.run.observe import arm, observe
@@ -172,7 +180,7 @@ class Lab:
             log.info("the host kernel is %s", self._host_kernel.release)
         emulated = self.choice.kind == "emulated"
         if emulated:  # its kernels and images are had now, outside of any test's time
-            self._outer_machine(next(iter(BACKINGS)))
+            self._outer_machine(self._plainest)
         release, cpu, microcode = self._machine_facts()
         return LabFacts(
             host_kind=self.choice.kind,
@@ -216,7 +224,14 @@ class Lab:
                 self._qemu, self._guest_kernel, self._guest_image, self._identity, self._added
             )
         ahead: Ahead[Loaded] = self._stack.enter_context(Ahead())
-        return EmulatedHost(self._outer_machine, self._identity, self._cache, self._added, ahead)
+        return EmulatedHost(
+            self._outer_machine,
+            self._identity,
+            self._cache,
+            self._added,
+            ahead,
+            self._qemu_in_the_host,
+        )
 
     @cached_property
     def _added(self) -> Added:
@@ -269,15 +284,19 @@ class Lab:
         if self._qemu.source != "image":  # the image's is known to have what a backing needs
             backing.require(self._qemu, environment_of(self._qemu))
         guest = self._guest_image(backing)
-        kernel, library = self._guest_kernel.image, self._policy_library
-        load = payload(kernel, guest.initramfs, self._identity, library, self._virtiofsd)
+        built = self._built_qemu
+        programs = (self._policy_library, built.program if built else None)
+        more = [each for each in programs if each is not None]
+        load = payload(
+            self._guest_kernel.image, guest.initramfs, self._identity, more, self._virtiofsd
+        )
         initramfs = host_initramfs(
             self._cache, self._host_kernel, self._host_image, self._identity, load
         )
         accelerated = nesting_allowed() and not self._why_not_kvm
         intel = accelerated and NESTED_INTEL.exists()  # TCG emulates an AMD machine
         return MachineSpec(
-            qemu=self._qemu,
+            qemu=self._outer_qemu,
             image=self._host_image,
             kernel=self._host_kernel,
             initramfs=initramfs,
@@ -291,7 +310,7 @@ class Lab:
     @cached_property
     def _policy_library(self) -> Path | None:
         """What is preloaded into the guest's QEMU, on this machine; None for a stock one."""
-        if self._settings.vmm_policy == STOCK:
+        if self._settings.vmm_policy not in PRELOADED:
             return None
         return build_policy(self._cache)
 
@@ -337,8 +356,44 @@ class Lab:
 
     @cached_property
     def _qemu(self) -> Qemu:
+        """The one that runs the guest."""
         choice = self._settings.qemu
+        if self._built_qemu is not None:
+            return built_qemu(choice, self._built_qemu, self._host_image)
         return find_qemu(choice, self._host_image if choice == "image" else None)
+
+    @cached_property
+    def _outer_qemu(self) -> Qemu:
+        """The one that emulates a host: the image's, whatever is tested."""
+        if self._qemu.source == "image":
+            return self._qemu
+        return find_qemu("image", self._host_image)
+
+    @property
+    def _qemu_in_the_host(self) -> GuestQemu:
+        """The guest's QEMU as an emulated host has it."""
+        built = self._built_qemu
+        if built is None:
+            return GuestQemu(QEMU)
+        return GuestQemu(f"{PAYLOAD}/{built.program.name}", built.build_id)
+
+    @cached_property
+    def _built_qemu(self) -> BuiltQemu | None:
+        """The guest's QEMU, if it is one that is built here."""
+        if not self._settings.builds_qemu:
+            return None
+        log.info("looking for QEMU %s", self._settings.qemu)
+        return build_qemu(self._settings.qemu, self._cache)
+
+    @property
+    def _plainest(self) -> Backing:
+        """The first backing that the guest's QEMU can do."""
+        for backing in BACKINGS:
+            with suppress(MissingCapabilityError):
+                if self._qemu.source != "image":
+                    backing.require(self._qemu, environment_of(self._qemu))
+                return backing
+        raise AssertionError("every QEMU can do one")
 
     @cached_property
     def _why_not_kvm(self) -> str:

@@ -36,6 +36,7 @@ from hostfault.case.verdict import judge
 from hostfault.fault import FAULTS, Fault, Scene, require
 from hostfault.guest import boot, policy, probe
 from hostfault.host.testbed import Testbed
+from hostfault.image.qemu import PROGRAM
 from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import (
     ConnectionLostError,
@@ -208,6 +209,8 @@ class Recording:
             version=__version__,
             on_tcg=testbed.host.on_tcg,
             vmm_policy=testbed.policy.name,
+            qemu_version=testbed.recorder.version,
+            qemu_build_id=testbed.agent.program_of(boot.NAME, PROGRAM),
             counted_by=armed.counted_by,
             host_log_read=testbed.agent.reads_kernel_log(),
         )
@@ -302,7 +305,8 @@ class Recording:
         outcome = self._task.report().outcome
         if outcome is None:
             return Recovery(RecoveryKind.LOST, str(deadline.error()), now() - began)
-        return Recovery(kind, f"{outcome.kind} {outcome.value:#x}", now() - began)
+        seconds, held = now() - began, self._byte_in_the_file()
+        return Recovery(kind, f"{outcome.kind} {outcome.value:#x}", seconds, held)
 
     def _look(self) -> None:
         if not self._task.listen(INTERVAL):

@@ -1,4 +1,4 @@
-"""``ci/series``: a patch series of kernels/patches as mails that ``git am`` takes.
+"""``ci/series``: a series of kernels/patches or images/qemu/patches as mails for ``git am``.
 
     python -m hostfault.told.mails NAME OUTDIR
 
@@ -13,16 +13,18 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import tarfile
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from hostfault.image import qemu
 from hostfault.kernel import series
 from hostfault.kernel.catalog import load, newest
 from hostfault.kernel.choose import packaged
-from hostfault.kernel.fetch import fetch_packages
+from hostfault.kernel.fetch import fetch_packages, fetch_source
 from hostfault.kernel.packaged import package_version
 from hostfault.plumbing.cache import Cache, default_cache
 from hostfault.plumbing.errors import HostfaultError, LaunchError, SetupError, UsageError
@@ -46,7 +48,10 @@ def main(words: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(prog="ci/series", description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("name", help="SERIES, for the newest kernel, or KERNEL+SERIES, as for --host-kernel")
+    add(
+        "name",
+        help="SERIES, for the newest release, or NAME+SERIES as for --host-kernel and --qemu",
+    )
     add("outdir", type=Path, help="an empty or new directory for the mails")
     options = parser.parse_args(words)
     cache = default_cache()
@@ -66,6 +71,8 @@ def main(words: Sequence[str] | None = None) -> int:
 def post(name: str, outdir: Path, cache: Cache) -> list[Path]:
     """Write the mails of a series. Raises :class:`UsageError` for a name that there is not."""
     kernel, plus, wanted = name.rpartition("+")
+    if wanted in series.load(qemu.SERIES):
+        return _post_qemu(name if plus else f"{qemu.newest()}+{wanted}", outdir, cache)
     catalog = load()
     entry = catalog.get(kernel if plus else newest())
     if entry is None:
@@ -80,6 +87,25 @@ def post(name: str, outdir: Path, cache: Cache) -> list[Path]:
         log.info("reading %s", archive.name)
         extract(archive, series.touched(patches), Path(tree))
         return write(Path(tree), patches, cover_of(patches[0]), outdir, f"Linux {version}")
+
+
+def _post_qemu(name: str, outdir: Path, cache: Cache) -> list[Path]:
+    """The same for QEMU; the packaged source is one that Debian's own patches are applied to."""
+    patches = qemu.patches_of(name)
+    if not patches:
+        raise UsageError(f"{name} has no patches: there is nothing to send")
+    package = fetch_source(cache, qemu.suite_of(name.partition("+")[0]), "qemu")
+    with tempfile.TemporaryDirectory() as place:
+        whole, tree = Path(place, "whole"), Path(place, "tree")
+        log.info("unpacking QEMU %s", qemu.package_version(package))
+        whole.mkdir()
+        qemu.lay_out(package, whole)
+        for each in sorted(series.touched(patches)):
+            if (whole / each).exists():  # a new file is made by a patch
+                (tree / each).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(whole / each, tree / each)
+        base = f"QEMU {qemu.package_version(package)}"
+        return write(tree, patches, cover_of(patches[0]), outdir, base)
 
 
 def extract(archive: Path, names: Collection[str], tree: Path) -> None:

@@ -15,6 +15,7 @@ AT_ONCE = "7.3.4+fail-at-once"
 OURS = "7.3.4+tell-user-space"
 LATE = "7.3.4+tell-user-space-late"
 OLDER = "6.12+tell-user-space"
+PLAIN_QEMU, OUR_QEMU = "10.0+unchanged", "10.0+on-unbacked"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Measurement:
     kernel: str = OURS  # of the host
     policy: str = "mce"
     guest_kernel: str | None = None
+    qemu: str = "image"  # of the guest
     qemu_options: tuple[str, ...] = ()
     words: str = ""  # what is special about it
     tasks: Tasks | None = None
@@ -46,6 +48,7 @@ class Measurement:
             host="emulated",
             host_kernel=self.kernel,
             guest_kernel=self.guest_kernel,
+            qemu=self.qemu,
             qemu_options=self.qemu_options,
             vmm_policy=self.policy,
             accept="task",
@@ -56,8 +59,8 @@ def _dax(access: str, fault: str = "zero", *, apf: bool = True, vcpus: int = 1) 
     return Scenario("virtiofs-dax", fault, access, apf, vcpus)
 
 
-def _ram(access: str) -> Scenario:
-    return Scenario("ram", "full", access, async_pf=True)
+def _ram(access: str, fault: str = "full") -> Scenario:
+    return Scenario("ram", fault, access, async_pf=True)
 
 
 def _outcomes() -> list[Measurement]:
@@ -147,6 +150,33 @@ def _crowds() -> list[Measurement]:
     ]
 
 
+def _qemus() -> list[Measurement]:
+    """QEMU's own policies, by its memory backend; and what must stay as it is without."""
+    rows = [
+        *((_ram(access), OURS, OUR_QEMU, "qemu-stop") for access in ("load", "store")),
+        *((_ram(access), OURS, OUR_QEMU, "qemu-stop") for access in ("read", "write")),
+        (_ram("store", "zero"), OURS, OUR_QEMU, "qemu-stop"),
+        *((_ram(access, "zero"), OURS, OUR_QEMU, "qemu-mce") for access in ("load", "store")),
+        (_ram("store"), OURS, OUR_QEMU, "qemu-mce"),
+        *((_ram("store", fault), OURS, OUR_QEMU, "qemu-auto") for fault in ("zero", "full")),
+        (Scenario("ivshmem", "zero", "store", async_pf=True), OURS, OUR_QEMU, "qemu-auto"),
+        (_ram("store", "zero"), STOCK_KERNEL, OUR_QEMU, "qemu-auto"),
+        (_ram("store", "zero"), OURS, OUR_QEMU, STOCK),
+        (_ram("store", "zero"), OURS, PLAIN_QEMU, STOCK),
+    ]
+    return [
+        Measurement("qemus", _key(case, kernel, qemu, policy), case, kernel, policy, qemu=qemu)
+        for case, kernel, qemu, policy in rows
+    ]
+
+
+def _key(case: Scenario, kernel: str, qemu: str, policy: str) -> str:
+    words = [policy, case.backing, case.fault, case.access]
+    words += ["on-stock"] if kernel == STOCK_KERNEL else []
+    words += ["unchanged"] if qemu == PLAIN_QEMU else []
+    return "-".join(words)
+
+
 def _same() -> list[Measurement]:
     """What must be the same with and without all this: controls, and poisoned memory."""
     cases = [_dax("load", fault) for fault in ("none", "guest", "hwpoison")]
@@ -164,5 +194,5 @@ def _short(scenario: Scenario) -> str:
 
 CELLS: tuple[Measurement, ...] = (
     *(*_outcomes(), *_cases(), *_hard()),
-    *(*_stops(), *_same(), *_guests(), *_crowds()),
+    *(*_stops(), *_qemus(), *_same(), *_guests(), *_crowds()),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hostfault.case.counting import cpu_share, failed_exits, frame_growth
-from hostfault.case.model import Observation, VmmDeed
+from hostfault.case.model import Observation, RecoveryKind, VmmDeed
 from hostfault.case.verdict import final_verdict
 from hostfault.case.words import in_words
 from hostfault.fault import FAULTS
@@ -41,6 +41,8 @@ class ToldRun:
     guest_answers: bool | None  # over SSH, after the case
     recovery: str  # what followed when the fault was undone, where the access had not ended
     again: str  # where it had: what another task finds after the fault was undone
+    back: str = ""  # what the access then got, and what the host has at the place
+    qemu: str = ""  # version and build id of the guest's
     host_release: str = ""
     kvm_build_id: str = ""
     version: str = ""  # of hostfault
@@ -82,10 +84,24 @@ def _run_once(lab: Lab, cell: Measurement, folder: Path) -> ToldRun:
         guest_answers=seen.guest_answers,
         recovery=seen.recovery.kind.value if seen.recovery else "",
         again=again,
+        back=_back(seen),
+        qemu=f"{seen.qemu_version} {seen.qemu_build_id}",
         host_release=seen.host_release,
         kvm_build_id=seen.kvm_build_id,
         version=seen.version,
     )
+
+
+def _back(seen: Observation) -> str:
+    """What an access got that went on, and what the host has where it read or wrote."""
+    recovery = seen.recovery
+    if recovery is None or recovery.kind not in (
+        RecoveryKind.GOES_ON,
+        RecoveryKind.GOES_ON_AFTER_CONT,
+    ):
+        return ""
+    held = "no byte" if recovery.stored_byte is None else f"{recovery.stored_byte:#x}"
+    return f"{recovery.words}, and the host has {held}"
 
 
 def _command(cell: Measurement) -> str:

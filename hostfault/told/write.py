@@ -18,6 +18,7 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "guests": ("guest", "the access gets", "afterwards", "`--only`"),
     "hard": ("access", "policy", "gets", "afterwards", "`--only`"),
     "crowds": ("tasks", "policy", "they get", "told", "`--only`"),
+    "qemus": ("QEMU", "host kernel", "policy", "case", "gets", "told", "afterwards", "`--only`"),
     "same": ("fault", "host kernel", "policy", "gets", "afterwards", "`--only`"),
 }
 
@@ -91,6 +92,10 @@ def _row(cell: Measurement, result: ToldRun, table: str) -> tuple[str, ...]:
     if table == "outcomes":
         kernel = f"`{cell.kernel}`" + (f", {cell.words}" if cell.words else "")
         return (kernel, cell.policy, gets, f"{result.told:,}", after, key)
+    if table == "qemus":
+        case, told = cell.scenario, f"{result.told:,}"
+        what, names = f"{case.backing}, {case.fault}, {case.access}", (cell.qemu, cell.kernel)
+        return (*(f"`{each}`" for each in names), cell.policy, what, gets, told, after, key)
     if table == "guests":
         return (cell.words, gets, after, key)
     if table == "crowds":
@@ -128,5 +133,6 @@ def _afterwards(result: ToldRun) -> str:
     if result.again:
         return f"lives; the page given back: {result.again}"
     if result.recovery:
-        return f"the page given back: {result.recovery}"
+        back = f", {result.back}" if result.recovery == "goes-on-after-cont" else ""
+        return f"the page given back: {result.recovery}{back}"
     return "lives" if result.guest_answers and result.verdict != "guest-death" else "-"

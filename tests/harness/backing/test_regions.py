@@ -103,6 +103,21 @@ def test_the_parts_of_guest_memory_are_all_of_it(backing: Any) -> None:
     assert view.offset % backing.store.page_size == 0
 
 
+@pytest.mark.parametrize("name", ["ram", "ram-hugetlb", "ivshmem", "virtio-pmem"])
+def test_the_memory_backend_of_the_page_and_no_other_has_a_policy(name: str) -> None:
+    options = BACKINGS[name].qemu_options("/run/x", "auto")
+    having = [word for word in (*options.memory, *options.devices) if "on-unbacked=auto" in word]
+    assert len(having) == 1
+    assert ",id=part," in having[0]
+    plain = BACKINGS[name].qemu_options("/run/x")
+    assert not any("on-unbacked" in word for word in (*plain.memory, *plain.devices))
+
+
+def test_a_window_that_is_no_memory_backend_can_have_no_policy() -> None:
+    with pytest.raises(MissingCapabilityError):
+        BACKINGS["virtiofs-dax"].qemu_options("/run/x", "stop")
+
+
 # --- what the agent does for them -----------------------------------------------------------------
 
 

@@ -154,3 +154,52 @@ def test_a_stock_vmm_adds_nothing_to_the_evidence() -> None:
     )
     assert verdict is not None
     assert not any(line.startswith("VMM policy") for line in verdict.evidence)
+
+
+def event(action: str = "stop", gpa: int = GPA) -> Event:
+    data = {
+        "memory-backend": "/objects/part",
+        "offset": 0x8000,
+        "guest-physical-address": gpa,
+        "access": "write",
+        "cpu-index": 0,
+        "action": action,
+    }
+    return Event("MEMORY_UNBACKED", 0.1, data)
+
+
+def stopped(*events: Event, told: int = 1, error: int = EFAULT, state: str = "io-error") -> Any:
+    last = sample(0.2, told, error, run_state=state)
+    samples = (sample(-0.1, 0), sample(0.1, told, error), last)
+    return observed(told=told, policy="qemu-stop", samples=samples, events=events)
+
+
+def test_a_vm_that_qemu_stopped_by_its_policy_is_a_vm_exit_that_names_the_backend() -> None:
+    verdict = judge(stopped(event()))
+    assert verdict is not None
+    assert verdict.kind is VerdictKind.VM_EXIT
+    assert "/objects/part" in verdict.summary
+    assert any("access write" in line for line in verdict.evidence)
+
+
+STOPS_THAT_PROVE_NOTHING = {
+    "no event": stopped(),
+    "another page": stopped(event(gpa=GPA + 4096)),
+    "a machine check": stopped(event("mce")),
+    "KVM has told nothing": stopped(event(), told=0),
+    "KVM has told something else": stopped(event(), error=EIO),
+    "somebody has stopped it": stopped(event(), state="paused"),
+    "an address that is none": stopped(dataclasses.replace(event(), data={"action": "stop"})),
+}
+
+
+@pytest.mark.parametrize(
+    "observation", STOPS_THAT_PROVE_NOTHING.values(), ids=STOPS_THAT_PROVE_NOTHING
+)
+def test_a_stop_for_another_reason_proves_nothing_of_the_page(observation: Observation) -> None:
+    assert kind_of(observation) is None
+
+
+def test_a_guest_that_resets_after_qemus_machine_check_is_dead_and_not_lost() -> None:
+    seen = silent_reset()
+    assert trouble(dataclasses.replace(seen, events=(event("mce"), *seen.events))) is None

@@ -99,6 +99,8 @@ def test_what_was_demanded_and_is_missing_is_a_missing_capability(
         (Settings(host="ssh://lab", host_kernel="6.1"), "Leave out --host ssh://lab"),
         (Settings(host="ssh://lab", qemu="system"), "leave --qemu out"),
         (Settings(host="ssh://lab", virtiofsd=("x",)), "--virtiofsd is not brought"),
+        (Settings(host="ssh://lab", qemu="10.0+on-unbacked"), "leave --qemu out"),
+        (Settings(vmm_policy="qemu-stop"), "no released QEMU has it"),
         (Settings(host="local", host_console="file"), "--host-console is for a host over SSH"),
     ],
 )
@@ -117,3 +119,9 @@ def test_local_without_kvm_is_a_usage_error() -> None:
 def test_another_qemu_without_kvm_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="--qemu"):
         choose(Settings(qemu="system"), NO_KVM)
+
+
+@pytest.mark.parametrize("qemu", ["10.0+on-unbacked", "tree:/src/qemu"])
+def test_a_qemu_that_is_built_runs_guests_in_an_emulated_host_too(qemu: str) -> None:
+    settings = Settings(host="emulated", qemu=qemu, vmm_policy="qemu-auto")
+    assert choose(settings, NO_KVM).kind == "emulated"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from hostfault.case.model import Kernel
-from hostfault.host.emulated import prove_kernel
+from hostfault.host.emulated import GuestQemu, prove_kernel, prove_qemu
 from hostfault.host.local import local_agent
+from hostfault.kernel.kvm_only import build_id
 from hostfault.plumbing.deadline import Deadline, poll
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, ProtocolError, SetupError
 from hostfault.remote.agent import Agent
@@ -57,6 +59,22 @@ def runs(pid: int) -> bool:
 def test_it_says_who_it_is(agent: Agent, directory: Path) -> None:
     assert agent.hello()["dir"] == str(directory)
     assert agent.hello()["release"] == os.uname().release
+
+
+def test_it_says_which_program_a_child_runs_by_its_build_id(agent: Agent) -> None:
+    agent.spawn("one", ["sleep", "60"], {"PATH": os.environ["PATH"]})
+    program = Path(shutil.which("sleep") or "").resolve()
+    poll(Deadline(5.0, "sleep"), lambda: agent.program_of("one", program.name) or None, 0.01)
+    assert agent.program_of("one", program.name) == build_id(program)
+    assert agent.program_of("one", "another-name") == ""
+
+
+def test_it_says_which_program_a_loader_runs(agent: Agent) -> None:
+    program = Path(shutil.which("sleep") or "").resolve()
+    loader = "/lib64/ld-linux-x86-64.so.2"
+    agent.spawn("one", [loader, str(program), "60"], {"PATH": os.environ["PATH"]})
+    poll(Deadline(5.0, "sleep"), lambda: agent.program_of("one", program.name) or None, 0.01)
+    assert agent.program_of("one", program.name) == build_id(program)
 
 
 def test_a_file_is_made_page_by_page_and_cut(agent: Agent) -> None:
@@ -291,6 +309,18 @@ def test_the_kernel_that_runs_must_be_the_one_that_was_asked_for() -> None:
             prove_kernel(agent, kernel("6.1", ""))
         with pytest.raises(SetupError, match=r"build id of kvm.ko is abcd, not beef"):
             prove_kernel(agent, kernel("7.3.4", "beef"))
+
+
+def test_the_guests_qemu_must_be_the_one_that_was_built() -> None:
+    def answers(request: dict[str, object]) -> bytes:
+        return json.dumps({"id": request["id"], "ok": "abcd"}).encode() + b"\n"
+
+    with peer(answers) as stream:
+        agent = Agent(stream)
+        prove_qemu(agent, GuestQemu("/usr/bin/qemu-system-x86_64"))
+        prove_qemu(agent, GuestQemu("/run/qemu", "abcd"))
+        with pytest.raises(SetupError, match="build id abcd, not beef"):
+            prove_qemu(agent, GuestQemu("/run/qemu", "beef"))
 
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

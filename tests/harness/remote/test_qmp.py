@@ -114,6 +114,7 @@ def test_every_message_in_both_directions_is_in_the_transcript(tmp_path: Path) -
 
     with recording(tmp_path, script) as recorder:
         recorder.execute("query-status")
+        assert recorder.version == "11.1.3"
     lines = [json.loads(line) for line in (tmp_path / "qmp.jsonl").read_text().splitlines()]
     assert [line["way"] for line in lines] == ["<-", "->", "<-", "->", "<-"]
     assert lines[3]["msg"]["execute"] == "query-status"

@@ -10,8 +10,9 @@ import pytest
 from hostfault.backing import BACKINGS
 from hostfault.case.model import GuestImage, HostImage, Kernel, Qemu, Scenario
 from hostfault.case.settings import Settings
-from hostfault.host.emulated import EmulatedHost
+from hostfault.host.emulated import PAYLOAD, EmulatedHost, GuestQemu
 from hostfault.host.outer_qemu import Sockets
+from hostfault.image.qemu import BuiltQemu
 from hostfault.plumbing.cache import Cache
 from hostfault.plumbing.errors import GuestLostError
 from hostfault.plumbing.ssh_keys import Identity
@@ -59,6 +60,30 @@ def test_a_parameter_of_kvm_is_in_the_snapshots_key(
     assert isinstance(host, EmulatedHost)
     words = host.machine_for(BACKINGS["ram"]).command(Sockets.below(Path("/")), Path("/s"), 0, 0)
     assert "kvm_amd.npt=0" in words[words.index("-append") + 1].split()
+
+
+class Building(PretendedLab):
+    """A lab whose guest runs on a QEMU that was built."""
+
+    _built_qemu = BuiltQemu(Path("/q/qemu-system-x86_64"), "abcd")
+    _qemu = Qemu("10.0+on-unbacked", "10.0.13", ("q",), "abcd")
+
+
+def test_a_qemu_that_is_built_runs_the_guest_and_not_the_emulated_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    carried: dict[str, Path] = {}
+    outer = PretendedLab._qemu
+    monkeypatch.setattr(lab_module, "find_qemu", lambda *_: outer)
+    monkeypatch.setattr(
+        lab_module, "host_initramfs", lambda *given: carried.update(given[-1]) or Path("/h/i")
+    )
+    settings = Settings(host="emulated", qemu="10.0+on-unbacked")
+    host = Building(settings, Cache(tmp_path)).host
+    assert isinstance(host, EmulatedHost)
+    assert host.machine_for(BACKINGS["ram"]).qemu is outer
+    assert carried["qemu-system-x86_64"] == Path("/q/qemu-system-x86_64")
+    assert host.guest_qemu == GuestQemu(f"{PAYLOAD}/qemu-system-x86_64", "abcd")
 
 
 def test_a_lab_leaves_each_kind_within_its_bound(

@@ -90,6 +90,9 @@ class PretendedAgent:
             raise ConnectionLostError("waited 10.0 s for the host's agent to answer hello")
         return {}
 
+    def program_of(self, *_: object) -> str:
+        return "abcd"
+
     def trace(self, *, anew: bool) -> list[str]:
         return self.events
 
@@ -124,6 +127,8 @@ class PretendedAgent:
 
 class PretendedQemu:
     """The QMP of a QEMU whose guest runs."""
+
+    version = "11.1.3"
 
     def execute(self, command: str, *_: object) -> Any:
         return {"status": "running"} if command == "query-status" else []
