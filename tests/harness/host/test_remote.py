@@ -7,6 +7,7 @@ import socket
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from lab_stand_in import GOOD_KVM, LabMachine, new_key
@@ -31,9 +32,12 @@ NO_KVM = LEASE_OF.format("/nowhere")
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Starts a machine "lab", which ssh_config(5) knows how to reach."""
     machines: list[LabMachine] = []
+    # Its sockets' paths must be short, and pytest's directories can be long.
+    short = TemporaryDirectory(prefix="lab-")
 
     def run(**how: object) -> LabMachine:
-        machine = LabMachine(tmp_path / f"machine-{len(machines)}", **how)  # type: ignore[arg-type]
+        folder = Path(short.name) / f"machine-{len(machines)}"
+        machine = LabMachine(folder, **how)  # type: ignore[arg-type]
         machine.start()
         machines.append(machine)
         configure(tmp_path, machine)
@@ -43,6 +47,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     yield run
     for machine in machines:
         machine.stop()
+    short.cleanup()
 
 
 def configure(home: Path, machine: LabMachine) -> None:
