@@ -41,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_program_runs_with_nothing_but_what_is_packed(root: Path, tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(debian.archive(root, debian.STRESS))) as tar:
         names = tar.getnames()
-        tar.extractall(tmp_path, filter="data")
+        tar.extractall(tmp_path)  # our own: Python 3.11.2 knows no filter
     assert set(names) == {debian.STRESS, debian.LOADER, str(LIBRARIES / "libc.so.6")}
     line = debian.started(tmp_path, debian.STRESS)
     said = subprocess.run(line, env={}, capture_output=True, text=True, check=True).stdout

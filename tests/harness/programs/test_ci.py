@@ -205,17 +205,8 @@ def test_every_check_runs_and_the_worst_code_is_returned(sandbox: Sandbox, comma
     code, calls = sandbox.run(command)
     assert code == 3
     names = [call.split()[0] for call in calls][3:]  # after those that made the environment
-    assert names == ["ruff", "ruff", "mypy", "lint-imports", "shellcheck", "pytest", "pytest"]
+    assert names == ["ruff", "ruff", "mypy", "lint-imports", "shellcheck", "pytest"]
     (shellcheck,) = starting_with(calls, "shellcheck")
     linted = set(shellcheck.split()[3:])
     assert linted >= {"ci/dax", "ci/setup", "ci/test", ".ci/run"}
     assert "ci/data.toml" not in linted
-
-
-def test_each_test_is_run_once(sandbox: Sandbox) -> None:
-    _, calls = sandbox.run("ci/test")
-    harness, others = starting_with(calls, "pytest")
-    assert "tests/harness" in harness.split()
-    assert "--ignore=tests/harness" in others.split()
-    _, calls = sandbox.run("ci/test", "-k", "some")
-    assert starting_with(calls, "pytest") == ["pytest -k some"]
