@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
 
 from hostfault.daxfs import fuse, libc
 from hostfault.daxfs.nodes import OPEN_FLAGS, Node, closed_on_error, error
@@ -36,7 +35,7 @@ def batch_forget(share: Share, request: FuseRequest) -> bytes:
     start, step = fuse.BatchForgetIn.width(), fuse.ForgetOne.width()
     for position in range(fuse.BatchForgetIn.decode(request.body).count):
         one = fuse.ForgetOne.decode(request.body, start + position * step)
-        with suppress(OSError):  # the others are to be forgotten all the same
+        if share.nodes.knows(one.node):  # the others are to be forgotten all the same
             share.nodes.forget(one.node, one.lookups)
     return b""
 

@@ -84,6 +84,10 @@ class Nodes:
     def __len__(self) -> int:
         return len(self._by_number)
 
+    def knows(self, number: int) -> bool:
+        """Whether there is a node of that number; sooner than to be told by an exception."""
+        return number in self._by_number
+
     def get(self, number: int) -> Node:
         """A node by its number. Raises OSError (ESTALE)."""
         node = self._by_number.get(number)

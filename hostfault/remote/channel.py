@@ -45,7 +45,8 @@ class Channel:
     def wait_for(self, name: str, deadline: Deadline) -> dict[str, Any]:
         """The first step of that name.
 
-        Raises :class:`HostfaultError` with its words if it failed or ended before, and
+        Raises :class:`HostfaultError` with its words if it failed,
+        :class:`ConnectionLostError` if it ended before, and
         :class:`~hostfault.plumbing.errors.DeadlineError`.
         """
         while True:
@@ -59,7 +60,7 @@ class Channel:
             deadline.saw(self.text)
             deadline.check()
             if not self.listen(min(1.0, deadline.left())):
-                raise HostfaultError(
+                raise ConnectionLostError(
                     f"the {self._name} ended before it was {name}; it said: {self.text[-400:]!r}"
                 )
 

@@ -40,6 +40,7 @@ from hostfault.image.qemu import PROGRAM
 from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import (
     ConnectionLostError,
+    GuestLostError,
     HostfaultError,
     MissingCapabilityError,
     UsageError,
@@ -93,7 +94,12 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     page_first = not fault.starts_as_hole
     task = probe.Probe(testbed.probe or probe.start(testbed.guest))
     task.request(view, access.name, STORED, page_first=page_first)
-    task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
+    try:
+        task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
+    except ConnectionLostError as error:  # nothing was done to the guest yet
+        if testbed.host.on_tcg:
+            raise GuestLostError(f"the guest hung up before it was armed: {error}") from error
+        raise
     gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
     first_gfn = gfn if page_first else gfn - view.offset // PAGE_SIZE
     if counted_by == "tracefs":
