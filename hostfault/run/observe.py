@@ -94,12 +94,7 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     page_first = not fault.starts_as_hole
     task = probe.Probe(testbed.probe or probe.start(testbed.guest))
     task.request(view, access.name, STORED, page_first=page_first)
-    try:
-        task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
-    except ConnectionLostError as error:  # nothing was done to the guest yet
-        if testbed.host.on_tcg:
-            raise GuestLostError(f"the guest hung up before it was armed: {error}") from error
-        raise
+    wait_armed(task, on_tcg=testbed.host.on_tcg)
     gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
     first_gfn = gfn if page_first else gfn - view.offset // PAGE_SIZE
     if counted_by == "tracefs":
@@ -116,6 +111,19 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     scene = Scene(testbed.agent, testbed.guest, page, view)
     address = _host_address(testbed.recorder, gfn)
     return Armed(scenario, terms, scene, task, gfn, address, liveness, counted_by)
+
+
+def wait_armed(task: probe.Probe, *, on_tcg: bool) -> None:
+    """Wait for the probe. A guest that hangs up is lost if TCG emulates its host's CPU.
+
+    Nothing has been done to it by then, so the same case may be tried again.
+    """
+    try:
+        task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
+    except ConnectionLostError as error:
+        if on_tcg:
+            raise GuestLostError(f"the guest hung up before it was armed: {error}") from error
+        raise
 
 
 def start_tracing(agent: Agent) -> str:

@@ -30,6 +30,7 @@ from hostfault.run.observe import (
     require_two_dimensional_paging,
     start_tracing,
     vcpu_stats,
+    wait_armed,
 )
 
 SCENARIO = Scenario("virtiofs-dax", "zero", "load", async_pf=True)
@@ -229,6 +230,27 @@ def test_what_comes_after_the_proof_does_not_undo_it() -> None:
     observation = observe(testbed, armed, nothing)
     assert len(observation.samples) == 4
     assert final_verdict(observation).kind is VerdictKind.SPIN
+
+
+class HungUp:
+    """The stream of a guest that has hung up."""
+
+    def settimeout(self, _timeout: float) -> None:
+        return
+
+    def recv(self, _size: int) -> bytes:
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("on_tcg", "trouble"), [(True, GuestLostError), (False, ConnectionLostError)]
+)
+def test_a_guest_that_hangs_up_before_it_is_armed_is_lost_if_its_cpu_is_emulated(
+    on_tcg: bool, trouble: type[HostfaultError]
+) -> None:
+    with pytest.raises(HostfaultError) as found:
+        wait_armed(Probe(cast("Any", HungUp())), on_tcg=on_tcg)
+    assert type(found.value) is trouble
 
 
 def test_a_host_that_cannot_count_is_a_missing_capability() -> None:
