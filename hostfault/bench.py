@@ -37,6 +37,7 @@ ORDER = (
     "set-up",
     "host boot",
     "restore",
+    "reach",
     "guest boot",
     "guest ssh",
     "backend ready",

@@ -10,12 +10,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import hostfault
@@ -24,7 +23,6 @@ from hostfault.case.folder import GUEST_QMP, HOST_SERIAL
 from hostfault.case.model import Ended, Event, Kernel, Scenario
 from hostfault.guest import boot, probe
 from hostfault.host import outer_qemu
-from hostfault.host.ahead import Ahead
 from hostfault.host.outer_qemu import GUEST_SSH_PORT, QMP_PORT, Machine, MachineSpec, Sockets
 from hostfault.host.testbed import (
     AGENT_CALLS,
@@ -116,7 +114,6 @@ class EmulatedHost:
     identity: Identity
     cache: Cache
     added: Added
-    ahead: Ahead[Loaded] = field(default_factory=Ahead)  # who makes it ends it
     guest_qemu: GuestQemu = GuestQemu(QEMU)
 
     @contextmanager
@@ -125,11 +122,6 @@ class EmulatedHost:
         with ExitStack() as stack:
             configuration = Configuration(self, scenario)
             yield configuration.fork_or_boot_anew(stack, folder)
-
-    def foresee(self, scenario: Scenario, beside: Path) -> None:
-        """Begin what the next test bed needs; ``beside`` has the folders of all cases."""
-        if len(os.sched_getaffinity(0)) > 1:
-            Configuration(self, scenario).foresee(beside)
 
     def boot_alone(self, scenario: Scenario, folder: Path) -> None:
         """Boot this scenario's configuration once, and save it; nothing of that is kept.
@@ -148,23 +140,12 @@ class Notes:
     probe: str  # name of the client whose command is a probe that waits
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A fork that has come up, whose guest may go on."""
-
-    machine: Machine
-    sockets: Sockets
-    agent: Agent
-    recorder: Recorder
-
-
 class Configuration:
     """One configuration of an emulated host: kernels, images, backing, command lines."""
 
     def __init__(self, host: EmulatedHost, scenario: Scenario) -> None:
         self._identity = host.identity
         self._cache = host.cache
-        self._ahead = host.ahead
         self._backing = BACKINGS[scenario.backing]
         self._spec = host.machine_for(self._backing)
         self._guest_qemu = host.guest_qemu
@@ -284,41 +265,9 @@ class Configuration:
         notes = Notes(watch.phases, guest.spares, waiting.name)
         (entry / _NOTES).write_text(json.dumps(dataclasses.asdict(notes)))
 
-    def foresee(self, beside: Path) -> None:
-        """Begin to load a fork for a case to come, if there is a snapshot of it."""
-        entry = self._cache.find("machines", self._key())
-        if entry is not None:
-            self._ahead.begin(
-                entry, beside, lambda stack, logs: self._load(stack, entry, logs, go_on=False)
-            )
-
     def _fork(self, stack: ExitStack, entry: Path, folder: Path, *, fresh: bool) -> Testbed:
         notes = Notes(**json.loads((entry / _NOTES).read_text()))
         watch = Stopwatch(notes.phases if fresh else None)
-        loaded = self._ahead.take(entry, stack, folder)
-        if loaded is None:
-            loaded = self._load(stack, entry, folder, go_on=True)
-        else:
-            loaded.machine.logs_in(folder)
-            loaded.recorder.execute("cont")
-        watch.lap("restore")
-        agent, sockets = loaded.agent, loaded.sockets
-        return Testbed(
-            backing=self._backing,
-            agent=agent,
-            recorder=loaded.recorder,
-            guest=CarriedShell(agent, GUEST_CLIENT, notes.guest_connections),
-            probe=CarriedStream(agent, notes.probe, ready=True),
-            log_in_to_guest=lambda d: log_in("guest", sockets.guest_ssh, self._identity, d),
-            log_in_to_host=lambda d: log_in("host", sockets.host_ssh, self._identity, d),
-            host=EmulatedLife(loaded.machine, sockets, self._identity, on_tcg=self._on_tcg),
-            policy=self._policy,
-            watch=watch,
-            cached=not fresh,
-        )
-
-    def _load(self, stack: ExitStack, entry: Path, folder: Path, *, go_on: bool) -> Loaded:
-        """Become the saved machine, up to where its guest goes on."""
         shutil.copy(entry / HOST_SERIAL, folder / HOST_SERIAL)
         directory = stack.enter_context(short_directory())
         machine = stack.enter_context(
@@ -326,23 +275,36 @@ class Configuration:
         )
         log.info("loading the snapshot")
         machine.load(entry / _SNAPSHOT, Deadline(60.0, "the snapshot to load"))
+        watch.lap("restore")
         sockets = Sockets.below(directory)
         recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
 
-        def reach_qemu() -> None:
+        def let_the_guest_go_on() -> None:
             deadline = Deadline(30.0, "QMP of the guest's QEMU")
             recorder.connect(sockets.guest_qmp, deadline, machine.check_alive)
-            if go_on:
-                recorder.execute("cont")
+            recorder.execute("cont")
 
         # Side by side: what each of them runs first, an emulated CPU has to translate first.
         with ThreadPoolExecutor(1) as beside:
-            reached = beside.submit(reach_qemu)
+            going_on = beside.submit(let_the_guest_go_on)
             agent = _call_agent(machine, patience=30.0)
             prove_kernel(agent, self._spec.kernel)
             prove_qemu(agent, self._guest_qemu)
-            reached.result()
-        return Loaded(machine, sockets, agent, recorder)
+            going_on.result()
+        watch.lap("reach")
+        return Testbed(
+            backing=self._backing,
+            agent=agent,
+            recorder=recorder,
+            guest=CarriedShell(agent, GUEST_CLIENT, notes.guest_connections),
+            probe=CarriedStream(agent, notes.probe, ready=True),
+            log_in_to_guest=lambda d: log_in("guest", sockets.guest_ssh, self._identity, d),
+            log_in_to_host=lambda d: log_in("host", sockets.host_ssh, self._identity, d),
+            host=EmulatedLife(machine, sockets, self._identity, on_tcg=self._on_tcg),
+            policy=self._policy,
+            watch=watch,
+            cached=not fresh,
+        )
 
     @contextmanager
     def _logs_kept_if_it_fails(self, agent: Agent, folder: Path) -> Iterator[None]:

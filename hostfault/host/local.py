@@ -44,9 +44,6 @@ class LocalHost:
         with ExitStack() as stack:
             yield boot_or_try_again(stack, lambda inner: self._boot(inner, scenario, folder))
 
-    def foresee(self, scenario: Scenario, beside: Path) -> None:
-        """Nothing: a guest that boots beside another would take its time."""
-
     def _boot(self, stack: ExitStack, scenario: Scenario, folder: Path) -> Testbed:
         backing = BACKINGS[scenario.backing]
         backing.require(self.qemu, environment_of(self.qemu))

@@ -158,10 +158,6 @@ class Machine:
         self._log = log
         self._scheduling = Scheduling(child.pid)
 
-    def logs_in(self, folder: Path) -> None:
-        """Say that its logs have been moved to another folder."""
-        self._serial.path, self._log = folder / HOST_SERIAL, folder / HOST_QEMU_LOG
-
     def boot(self, deadline: Deadline) -> None:
         """Let it run until its init says that it is ready.
 

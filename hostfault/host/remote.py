@@ -139,9 +139,6 @@ class RemoteHost:
         with ExitStack() as stack:
             yield boot_or_try_again(stack, lambda inner: self._boot(inner, scenario, folder))
 
-    def foresee(self, scenario: Scenario, beside: Path) -> None:
-        """Nothing: a guest that boots beside another would take its time."""
-
     def _boot(self, stack: ExitStack, scenario: Scenario, folder: Path) -> Testbed:
         backing = BACKINGS[scenario.backing]
         backing.require(self._qemu, environment_of(self._qemu))

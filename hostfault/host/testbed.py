@@ -115,12 +115,6 @@ class Host(Protocol):
     def testbed(self, scenario: Scenario, folder: Path) -> AbstractContextManager[Testbed]:
         """A fresh guest for one case; ``folder`` gets its logs."""
 
-    def foresee(self, scenario: Scenario, beside: Path) -> None:
-        """Begin what the test bed after this one needs, if there is anything to begin.
-
-        ``beside`` is the directory with the folders of all cases.
-        """
-
 
 @dataclass(frozen=True)
 class Added:

@@ -30,7 +30,7 @@ from hostfault.plugin.summary import (
     show_table,
     show_unfinished,
 )
-from hostfault.plugin.workers import number_of, row_of_worker
+from hostfault.plugin.workers import row_of_worker
 from hostfault.plumbing.errors import HostfaultError, SetupError, UsageError
 from hostfault.plumbing.text import harmless
 from hostfault.report import artifacts
@@ -111,7 +111,6 @@ class HostfaultSession:
         self._records: dict[str, Record] = {}
         self._rows: dict[str, Row] = {}
         self._current = ""
-        self._following: Scenario | None = None
         self._interrupted = False
         self._waiting_for = ""
         self._cleanup_trouble = ""
@@ -130,26 +129,17 @@ class HostfaultSession:
                 self._scenarios[item.nodeid] = scenario
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(
-        self, item: pytest.Item, nextitem: pytest.Item | None
-    ) -> Generator[None, object, object]:
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Open the lab before the first test that needs it.
 
         Outside of pytest-timeout's wrapper: fetching and building takes its own time.
         """
         if item.nodeid in self._scenarios:
             self._current = item.nodeid
-            self._following = self._scenario_after(item, nextitem)
             self.keeper.prepare()
         result = yield
         self._current = ""
         return result
-
-    def _scenario_after(self, item: pytest.Item, nextitem: pytest.Item | None) -> Scenario | None:
-        """The case that is next; None where pytest-xdist's workers have the cores already."""
-        if nextitem is None or number_of(item.config) is not None:
-            return None
-        return self._scenarios.get(nextitem.nodeid)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self) -> Generator[None, object, object]:
@@ -223,7 +213,7 @@ class HostfaultSession:
         folder = self.artifacts.folder(item.name)
         try:
             with self.progress.showing():
-                record = lab.run(item.nodeid, scenario, folder, self._following)
+                record = lab.run(item.nodeid, scenario, folder)
         except HostfaultError as error:
             with suppress(OSError):
                 (folder / files.ERROR).write_text(f"{type(error).__name__}: {error}\n")

@@ -100,11 +100,6 @@ class Cache:
             os.utime(entry)  # the time of last use, for prune()
         return entry
 
-    def find(self, kind: str, key: str) -> Path | None:
-        """The directory of an entry that this object holds already; None if it does not."""
-        entry = self.root / kind / key
-        return entry if self._holds(entry) else None
-
     def release(self, entry: Path) -> None:
         """Say that an entry is no longer in use here; it may be pruned from now on."""
         with self._guard:

@@ -28,7 +28,6 @@ from hostfault.case.record import LabFacts, Record
 from hostfault.case.settings import PRELOADED, Settings
 from hostfault.case.verdict import final_verdict
 from hostfault.guest.policy import VmmPolicy
-from hostfault.host.ahead import Ahead
 from hostfault.host.choice import Choice, MachineFacts, choose, forced
 from hostfault.host.emulated import (
     PAYLOAD,
@@ -36,7 +35,6 @@ from hostfault.host.emulated import (
     VIRTIOFSD,
     EmulatedHost,
     GuestQemu,
-    Loaded,
     payload,
 )
 from hostfault.host.local import LocalHost
@@ -110,32 +108,24 @@ class Lab:
     ) -> None:
         self._stack.close()
 
-    def run(
-        self, test: str, scenario: Scenario, folder: Path, following: Scenario | None = None
-    ) -> Record:
+    def run(self, test: str, scenario: Scenario, folder: Path) -> Record:
         """One case; ``folder`` gets everything that was recorded.
-
-        What the ``following`` case needs may be begun meanwhile, beside ``folder``.
 
         An emulated CPU loses a guest now and then: that is tried again, in a fresh fork. Raises a
         :class:`~hostfault.plumbing.errors.HostfaultError` for harness trouble.
         """
         for attempt in range(1, ATTEMPTS):
             try:
-                return self._run_once(test, scenario, folder, following)
+                return self._run_once(test, scenario, folder)
             except GuestLostError as error:
                 log.info("attempt %d: %s; trying again", attempt, error)
                 _put_aside(folder, f"lost-{attempt}")
-        return self._run_once(test, scenario, folder, following)
+        return self._run_once(test, scenario, folder)
 
-    def _run_once(
-        self, test: str, scenario: Scenario, folder: Path, following: Scenario | None
-    ) -> Record:
+    def _run_once(self, test: str, scenario: Scenario, folder: Path) -> Record:
         """One case, from beginning to end."""
         facts = self.facts()  # the host was chosen, see host/choice.py
         with self.testbed(scenario, folder) as testbed:
-            if following is not None:
-                self.host.foresee(following, folder.parent)
             log.info("arming the probe")
             armed = arm(testbed, scenario)
             testbed.watch.lap("arm")
@@ -223,13 +213,11 @@ class Lab:
             return LocalHost(
                 self._qemu, self._guest_kernel, self._guest_image, self._identity, self._added
             )
-        ahead: Ahead[Loaded] = self._stack.enter_context(Ahead())
         return EmulatedHost(
             self._outer_machine,
             self._identity,
             self._cache,
             self._added,
-            ahead,
             self._qemu_in_the_host,
         )
 

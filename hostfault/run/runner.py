@@ -31,11 +31,8 @@ class CaseRunner(Protocol):
         Raises :class:`hostfault.plumbing.errors.HostfaultError`.
         """
 
-    def run(
-        self, test: str, scenario: Scenario, folder: Path, following: Scenario | None = None
-    ) -> Record:
+    def run(self, test: str, scenario: Scenario, folder: Path) -> Record:
         """Run the case of one test and leave its evidence in ``folder``.
 
-        What the ``following`` case needs may be begun meanwhile, in the same parent directory.
         Raises :class:`hostfault.plumbing.errors.HostfaultError`.
         """

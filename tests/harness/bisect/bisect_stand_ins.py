@@ -96,9 +96,7 @@ class Lab:
             under_test = dataclasses.replace(under_test, build_id="another")
         return LabFacts("emulated", "asked for", under_test, "7.3.4", kernel("7.3.4"), QEMU)
 
-    def run(
-        self, test: str, scenario: Scenario, folder: Path, following: Scenario | None = None
-    ) -> Record:
+    def run(self, test: str, scenario: Scenario, folder: Path) -> Record:
         self._meet_trouble()
         path = HERE.parents[1] / "observations" / "vm-exit.error-table-7.3.4.json"
         observation = observation_from_json(json.loads(path.read_text()))

@@ -47,7 +47,7 @@ class FakeLab:
             raise self.trouble
         reason = "no usable /dev/kvm: absent"
         return LabFacts("emulated", reason, self.kernel, STOCK.release, STOCK, QEMU)
-    def run(self, test, scenario, folder, following):
+    def run(self, test, scenario, folder):
         self.say("booting the guest")
         if isinstance(self.verdict, BaseException):
             raise self.verdict
@@ -401,7 +401,7 @@ def test_an_error_of_the_system_while_cleaning_up_hides_no_verdict(suite: pytest
 
 def test_sigterm_tears_down_like_ctrl_c(suite: pytest.Pytester) -> None:
     suite.makeconftest(
-        CONFTEST + "\ndef run(self, test, scenario, folder, following):\n"
+        CONFTEST + "\ndef run(self, test, scenario, folder):\n"
         "    import os, select\n"
         "    pathlib.Path('running').write_text(str(os.getpid()))\n"
         "    select.select([], [], [], 60)\n"

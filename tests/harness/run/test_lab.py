@@ -108,9 +108,7 @@ class Losing(PretendedLab):
 
     losses = 0
 
-    def _run_once(
-        self, test: str, scenario: Scenario, folder: Path, following: Scenario | None
-    ) -> Any:
+    def _run_once(self, test: str, scenario: Scenario, folder: Path) -> Any:
         (folder / "guest-console.log").write_text(f"{self.losses} to go")
         if self.losses:
             self.losses -= 1
