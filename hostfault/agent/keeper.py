@@ -37,6 +37,8 @@ AGENT_LOG = "agent-{}.log"  # of the first agent, and so on
 SILENCE = 60.0  # seconds without a word after which whoever spoke to us is gone
 GRACE = 20.0  # seconds for an agent to end its children
 ST_NOEXEC = 8  # statvfs(3)
+# Newer Pythons want to be told how far an archive is trusted; that of Debian 12 has no such word.
+FILTERED: dict[str, Any] = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
 
 
 class Refused(Exception):  # noqa: N818 (it is no error: the answer is no)
@@ -198,7 +200,7 @@ class Keeper:
         archive = Incoming(self, self._words, size)
         try:
             with tarfile.open(fileobj=archive, mode="r|gz") as tar:
-                tar.extractall(self._directory, filter="tar")
+                tar.extractall(self._directory, **FILTERED)  # noqa: S202 (it is ours)
             why = ""
         except (OSError, tarfile.TarError, EOFError) as error:
             why = f"{type(error).__name__}: {error}"

@@ -383,9 +383,8 @@ def main() -> None:
         leave_mount_namespace()
         _serve_one(options.directory, socket.socket(fileno=options.stdio))
         return
-    agent = AgentServer(
-        options.directory, expendable=True
-    )  # a machine that has such a port was made
+    # A machine that has such a port was made for one case.
+    agent = AgentServer(options.directory, expendable=True)
     with open_port(options.port) as (incoming, outgoing):
         serve(agent, incoming, outgoing)
 

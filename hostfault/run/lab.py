@@ -248,7 +248,7 @@ class Lab:
 
     @cached_property
     def _remote_host(self) -> RemoteHost:
-        # Only here: paramiko takes longer to import than all else together.
+        # Only here: paramiko takes a tenth of a second to import.
         from hostfault.host.remote import Console, RemoteFiles, RemoteHost
         from hostfault.remote.openssh import Target
 

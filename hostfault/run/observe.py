@@ -35,7 +35,7 @@ from hostfault.case.trouble import trouble
 from hostfault.case.verdict import judge
 from hostfault.fault import FAULTS, Fault, Scene, require
 from hostfault.guest import boot, policy, probe
-from hostfault.host.testbed import Testbed
+from hostfault.host.testbed import HostLife, Testbed
 from hostfault.image.qemu import PROGRAM
 from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import (
@@ -94,7 +94,7 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     page_first = not fault.starts_as_hole
     task = probe.Probe(testbed.probe or probe.start(testbed.guest))
     task.request(view, access.name, STORED, page_first=page_first)
-    wait_armed(task, on_tcg=testbed.host.on_tcg)
+    wait_armed(task, testbed.host)
     gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
     first_gfn = gfn if page_first else gfn - view.offset // PAGE_SIZE
     if counted_by == "tracefs":
@@ -113,16 +113,17 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     return Armed(scenario, terms, scene, task, gfn, address, liveness, counted_by)
 
 
-def wait_armed(task: probe.Probe, *, on_tcg: bool) -> None:
-    """Wait for the probe. A guest that hangs up is lost if TCG emulates its host's CPU.
+def wait_armed(task: probe.Probe, host: HostLife) -> None:
+    """Wait for the probe.
 
-    Nothing has been done to it by then, so the same case may be tried again.
+    Raises :class:`GuestLostError` if the guest hangs up on a host that lives, whose CPU TCG
+    emulates. Nothing has been done to either by then, so the same case may be tried again.
     """
     try:
         task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
     except ConnectionLostError as error:
-        if on_tcg:
-            raise GuestLostError(f"the guest hung up before it was armed: {error}") from error
+        if host.on_tcg and host.ended() is None:
+            raise GuestLostError(f"the connection ended before the arming: {error}") from error
         raise
 
 

@@ -242,14 +242,26 @@ class HungUp:
         return b""
 
 
+class DeadHost(PretendedHost):
+    """An emulated host that has panicked."""
+
+    def ended(self) -> Ended | None:
+        return Ended(None, None, "panic")
+
+
 @pytest.mark.parametrize(
-    ("on_tcg", "trouble"), [(True, GuestLostError), (False, ConnectionLostError)]
+    ("host", "trouble"),
+    [
+        (PretendedHost(answers=True), GuestLostError),
+        (DeadHost(answers=False), ConnectionLostError),
+        (OutlivesUs(), ConnectionLostError),
+    ],
 )
-def test_a_guest_that_hangs_up_before_it_is_armed_is_lost_if_its_cpu_is_emulated(
-    on_tcg: bool, trouble: type[HostfaultError]
+def test_a_guest_that_hangs_up_before_it_is_armed_is_lost_if_its_emulated_host_lives(
+    host: HostLife, trouble: type[HostfaultError]
 ) -> None:
     with pytest.raises(HostfaultError) as found:
-        wait_armed(Probe(cast("Any", HungUp())), on_tcg=on_tcg)
+        wait_armed(Probe(cast("Any", HungUp())), host)
     assert type(found.value) is trouble
 
 
