@@ -184,9 +184,16 @@ def _host_address(recorder: Recorder, gfn: int) -> int | None:
 
 
 def observe(
-    testbed: Testbed, armed: Armed, inject: Callable[[Scene], None] | None = None
+    testbed: Testbed,
+    armed: Armed,
+    inject: Callable[[Scene], None] | None = None,
+    *,
+    undo: bool = True,
 ) -> Observation:
-    """Inject the fault, give the word, and record until the verdict is proven or time is over."""
+    """Inject the fault, give the word, and record until the verdict is proven or time is over.
+
+    ``undo`` the fault then, and record what follows.
+    """
     recording = Recording(testbed, armed)
     recording.begin()
     recording.inject(inject or FAULTS[armed.scenario.fault].inject)
@@ -195,7 +202,8 @@ def observe(
     while not recording.is_over and not deadline.passed():
         recording.step()
     recording.finish()
-    recording.reverse(FAULTS[armed.scenario.fault])
+    if undo:
+        recording.reverse(FAULTS[armed.scenario.fault])
     return recording.observation
 
 

@@ -12,6 +12,7 @@ from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import HostfaultError
 from hostfault.run.lab import Lab
+from hostfault.told.outcome import EFAULT, Outcome
 from hostfault.told.plan import Measurement, Tasks
 
 FILE = "crowd"
@@ -32,24 +33,13 @@ class Counts:
     deeds: tuple[VmmDeed, ...]
 
 
-@dataclass(frozen=True)
-class CrowdOutcome:
-    """What became of a crowd."""
-
-    verdict: str
-    summary: str
-    told: int
-    cpu_share: float  # of a core, while they waited; 0 where they did not
-    deeds: tuple[VmmDeed, ...]
-    recovery: str
-    guest_answers: bool
-
-
-def run(lab: Lab, cell: Measurement, tasks: Tasks, folder: Path) -> CrowdOutcome:
+def run(lab: Lab, cell: Measurement, folder: Path) -> Outcome:
     """Truncate the file under a crowd, and wait for what the policy makes of it.
 
     Raises :class:`HostfaultError` if nothing is proven.
     """
+    tasks = cell.tasks
+    assert tasks is not None, f"{cell.key} has no crowd"
     with lab.testbed(cell.scenario, folder) as testbed:
         path = f"{virtiofs_dax.SHARED}/{FILE}"
         testbed.agent.make_file(path, [0xA5], PAGE_SIZE)
@@ -66,22 +56,20 @@ def run(lab: Lab, cell: Measurement, tasks: Tasks, folder: Path) -> CrowdOutcome
         return _signalled(testbed, found, tasks)
 
 
-def _signalled(testbed: Testbed, found: crowd.Crowd, tasks: Tasks) -> CrowdOutcome:
+def _signalled(testbed: Testbed, found: crowd.Crowd, tasks: Tasks) -> Outcome:
     touched, signalled = _end(testbed, found)
     counts, bad = _count(testbed), len(tasks.pages)
     right = (touched, signalled) == (0, bad)
-    return CrowdOutcome(
+    return Outcome(
         verdict="task-error" if right else "stale",
         summary=f"{signalled} of {bad} got a signal, {tasks.all - bad} others went on",
         told=counts.failed,
-        cpu_share=0.0,
         deeds=counts.deeds,
-        recovery="",
         guest_answers=_answers(testbed),
     )
 
 
-def _waiting(testbed: Testbed, found: crowd.Crowd, tasks: Tasks, path: str) -> CrowdOutcome:
+def _waiting(testbed: Testbed, found: crowd.Crowd, tasks: Tasks, path: str) -> Outcome:
     """Watch it wait for a while, then give the pages back."""
     deadline = Deadline(PATIENCE, "a vCPU to be kept out of the guest")
     while _count(testbed).failed < EXITS:  # of all pages: an interrupt brings the next task
@@ -95,7 +83,7 @@ def _waiting(testbed: Testbed, found: crowd.Crowd, tasks: Tasks, path: str) -> C
     touched, signalled = _end(testbed, found)
     whole = (touched, signalled) == (len(tasks.pages), 0)
     seconds = last.at - first.at
-    return CrowdOutcome(
+    return Outcome(
         verdict="vm-exit",
         summary=f"in {seconds:.1f} s of waiting {last.failed - first.failed} exits; then "
         f"{touched} of {len(tasks.pages)} loads worked, {signalled} got a signal",
@@ -123,7 +111,7 @@ def _count(testbed: Testbed) -> Counts:
     seen = testbed.agent.sample(boot.NAME, testbed.policy.logs)
     return Counts(
         at=now(),
-        failed=sum(count for _, error, count in seen["exits"] if error == -14),
+        failed=sum(count for _, error, count in seen["exits"] if error == -EFAULT),
         vcpu_seconds=seen["vcpu_seconds"],
         deeds=tuple(deed for deed in policy.deeds("".join(seen["tails"])) if deed.gpa is not None),
     )

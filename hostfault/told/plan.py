@@ -187,6 +187,34 @@ def _same() -> list[Measurement]:
     ]
 
 
+def _saves() -> list[Measurement]:
+    """A guest that is saved while a page of its memory is gone, in each state that there is."""
+    rows = (
+        ("spins", _ram("store"), STOCK_KERNEL, STOCK, "image", "spins"),
+        ("spins-cut", _ram("store", "zero"), STOCK_KERNEL, STOCK, "image", "spins"),
+        ("waits", _ram("store"), OURS, "stop", "image", "is kept out of the guest"),
+        ("told", _ram("store", "zero"), OURS, "mce", "image", "has told its task"),
+        ("stopped", _ram("store"), OURS, "qemu-stop", OUR_QEMU, "has stopped the VM"),
+    )
+    return [
+        Measurement("saves", f"save-{name}", case, kernel, policy, qemu=qemu, words=words)
+        for name, case, kernel, policy, qemu, words in rows
+    ]
+
+
+def _exits() -> list[Measurement]:
+    """The same work in a guest without any fault, the capability there or not, enabled or not."""
+    rows = (
+        ("stock", STOCK_KERNEL, STOCK, "KVM as it is"),
+        ("ours", OURS, STOCK, "the capability is not enabled"),
+        ("enabled", OURS, "mce", "it is enabled"),
+    )
+    return [
+        Measurement("exits", f"exits-{name}", _dax("load", "none"), kernel, policy, words=words)
+        for name, kernel, policy, words in rows
+    ]
+
+
 def _short(scenario: Scenario) -> str:
     apf = "apf" if scenario.async_pf else "noapf"
     return f"{scenario.backing}-{scenario.fault}-{scenario.access}-{apf}"
@@ -195,4 +223,5 @@ def _short(scenario: Scenario) -> str:
 CELLS: tuple[Measurement, ...] = (
     *(*_outcomes(), *_cases(), *_hard()),
     *(*_stops(), *_qemus(), *_same(), *_guests(), *_crowds()),
+    *(*_saves(), *_exits()),
 )

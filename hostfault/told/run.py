@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,20 @@ from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError
 from hostfault.run.lab import Lab
 from hostfault.run.observe import STORED, Armed, arm, observe
-from hostfault.told import crowd
+from hostfault.told import crowd, exits, save
+from hostfault.told.outcome import Outcome
 from hostfault.told.plan import Measurement
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # of a cell in which the harness fails
 AGAIN = "the page once more"
+# How the cells of a table are measured that are more than a case.
+NO_PLAIN_CASES: Mapping[str, Callable[[Lab, Measurement, Path], Outcome]] = {
+    "crowds": crowd.run,
+    "saves": save.run,
+    "exits": exits.run,
+}
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,8 @@ def run(lab: Lab, cell: Measurement, folder: Path) -> ToldRun:
 
 
 def _run_once(lab: Lab, cell: Measurement, folder: Path) -> ToldRun:
-    if cell.tasks is not None:
-        found = crowd.run(lab, cell, cell.tasks, folder)
+    if cell.table in NO_PLAIN_CASES:
+        found = NO_PLAIN_CASES[cell.table](lab, cell, folder)
         return ToldRun(cell.key, _command(cell), faults=0, again="", **vars(found))
     with lab.testbed(cell.scenario, folder) as testbed:
         armed = arm(testbed, cell.scenario)

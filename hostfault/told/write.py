@@ -19,6 +19,8 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "hard": ("access", "policy", "gets", "afterwards", "`--only`"),
     "crowds": ("tasks", "policy", "they get", "told", "`--only`"),
     "qemus": ("QEMU", "host kernel", "policy", "case", "gets", "told", "afterwards", "`--only`"),
+    "saves": ("backing", "fault", "QEMU", "host kernel", "the vCPU", "the guest", "`--only`"),
+    "exits": ("host kernel", "a run of the work, in the median of five", "told", "`--only`"),
     "same": ("fault", "host kernel", "policy", "gets", "afterwards", "`--only`"),
 }
 
@@ -96,6 +98,12 @@ def _row(cell: Measurement, result: ToldRun, table: str) -> tuple[str, ...]:
         case, told = cell.scenario, f"{result.told:,}"
         what, names = f"{case.backing}, {case.fault}, {case.access}", (cell.qemu, cell.kernel)
         return (*(f"`{each}`" for each in names), cell.policy, what, gets, told, after, key)
+    if table == "saves":
+        case, names = cell.scenario, (cell.qemu, cell.kernel)
+        quoted = (f"`{each}`" for each in names)
+        return (case.backing, case.fault, *quoted, cell.words, result.summary, key)
+    if table == "exits":
+        return (f"`{cell.kernel}`, {cell.words}", result.summary, f"{result.told:,}", key)
     if table == "guests":
         return (cell.words, gets, after, key)
     if table == "crowds":

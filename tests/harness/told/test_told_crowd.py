@@ -15,6 +15,7 @@ from hostfault.case.model import Event
 from hostfault.guest.policy import VmmPolicy
 from hostfault.plumbing.errors import HostfaultError
 from hostfault.told import crowd
+from hostfault.told.outcome import Outcome
 from hostfault.told.plan import CELLS
 
 MANY = next(cell for cell in CELLS if cell.key == "crowd")
@@ -111,8 +112,8 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crowd, "PATIENCE", 1.0)
 
 
-def run(guest: Guest, cell: Any) -> crowd.CrowdOutcome:
-    return crowd.run(cast("Any", PretendedLab(guest, cell.policy)), cell, cell.tasks, Path("/"))
+def run(guest: Guest, cell: Any) -> Outcome:
+    return crowd.run(cast("Any", PretendedLab(guest, cell.policy)), cell, Path("/"))
 
 
 def test_a_crowd_whose_bad_tasks_all_got_a_signal_was_told() -> None:

@@ -1,0 +1,75 @@
+"""A guest is saved while a page of its memory is gone, and again when that is back.
+
+A snapshot and a migration read the whole of a guest's memory. Nothing is kept of it here.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from hostfault.case.counting import failed_exits
+from hostfault.case.verdict import final_verdict
+from hostfault.fault import FAULTS
+from hostfault.guest import boot
+from hostfault.host.testbed import Testbed
+from hostfault.plumbing.deadline import Deadline, poll
+from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
+from hostfault.run.lab import Lab
+from hostfault.run.observe import arm, observe
+from hostfault.told.outcome import Outcome
+from hostfault.told.plan import Measurement
+
+NOWHERE = "file:/dev/null"  # a migration's URI
+PATIENCE = 60.0  # seconds for one
+SAVED = "is saved"
+
+
+def run(lab: Lab, cell: Measurement, folder: Path) -> Outcome:
+    """Have the case, then save its guest twice.
+
+    Raises :class:`HostfaultError` if the case proves nothing, or QEMU does not come to an end
+    with a migration.
+    """
+    fault = FAULTS[cell.scenario.fault]
+    with lab.testbed(cell.scenario, folder) as testbed:
+        armed = arm(testbed, cell.scenario)
+        seen = observe(testbed, armed, undo=False)
+        verdict = final_verdict(seen)
+        gone, back = _save(testbed), ""
+        if testbed.agent.ended(boot.NAME) is None:
+            fault.undo(armed.scene)
+            back = f"; with the page back it {_save(testbed)}"
+    return Outcome(
+        verdict=verdict.kind.value,
+        summary=f"{gone}{back}",
+        told=sum(each.count for each in failed_exits(seen)),
+    )
+
+
+def _save(testbed: Testbed) -> str:
+    """Save the guest; returns what came of that."""
+    recorder = testbed.recorder
+    deadline = Deadline(PATIENCE, "the guest to be saved")
+
+    def state() -> str | None:
+        answer = recorder.execute("query-migrate")
+        deadline.saw(answer)
+        if answer.get("status") == "failed":
+            return f"is not saved: {answer.get('error-desc', 'no reason')}"
+        return SAVED if answer.get("status") == "completed" else None
+
+    try:
+        recorder.execute("migrate", {"uri": NOWHERE})
+        return poll(deadline, state)
+    except ConnectionLostError as error:
+        return _how_qemu_ended(testbed, error)
+    except HostfaultError as refused:
+        return f"is not saved: {str(refused).splitlines()[0]}"
+
+
+def _how_qemu_ended(testbed: Testbed, lost: ConnectionLostError) -> str:
+    """How it ended; raises if it has not."""
+    deadline = Deadline(PATIENCE, f"QEMU to end: {lost}")
+    code = poll(deadline, lambda: testbed.agent.ended(boot.NAME))
+    return f"ends QEMU by {signal.Signals(-code).name}" if code < 0 else f"ends QEMU with {code}"
