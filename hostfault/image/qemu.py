@@ -54,7 +54,8 @@ CONFIGURE: tuple[str, ...] = (
     "--disable-debug-info",
     "--disable-docs",
     "--disable-install-blobs",
-    "--prefix=/usr",
+    # Below the prefix, QEMU looks for its firmware relative to where the program lies.
+    "--prefix=/opt/hostfault",
     "--libexecdir=/usr/lib/qemu",
     "--firmwarepath=/usr/share/qemu:/usr/share/seabios",
     f"--with-devices-x86_64={DEVICES.stem}",
