@@ -1,6 +1,6 @@
 """A guest is saved while a page of its memory is gone, and again when that is back.
 
-A snapshot and a migration read the whole of a guest's memory. Nothing is kept of it here.
+A snapshot and a migration read the whole of a guest's memory. What is saved ends with the host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hostfault.run.observe import arm, observe
 from hostfault.told.outcome import Outcome
 from hostfault.told.plan import Measurement
 
-NOWHERE = "file:/dev/null"  # a migration's URI
+FILE = "saved"  # in the agent's directory
 PATIENCE = 60.0  # seconds for one
 SAVED = "is saved"
 
@@ -49,7 +49,7 @@ def run(lab: Lab, cell: Measurement, folder: Path) -> Outcome:
 
 def _save(testbed: Testbed) -> str:
     """Save the guest; returns what came of that."""
-    recorder = testbed.recorder
+    recorder, directory = testbed.recorder, testbed.agent.hello()["directory"]
     deadline = Deadline(PATIENCE, "the guest to be saved")
 
     def state() -> str | None:
@@ -60,7 +60,7 @@ def _save(testbed: Testbed) -> str:
         return SAVED if answer.get("status") == "completed" else None
 
     try:
-        recorder.execute("migrate", {"uri": NOWHERE})
+        recorder.execute("migrate", {"uri": f"file:{directory}/{FILE}"})
         return poll(deadline, state)
     except ConnectionLostError as error:
         return _how_qemu_ended(testbed, error)

@@ -29,6 +29,9 @@ class PretendedQemu:
             raise ConnectionLostError("hung up")
         return self.answers.pop(0)
 
+    def hello(self) -> dict[str, str]:
+        return {"directory": "/run/agent"}
+
     def ended(self, _name: str) -> int | None:
         return self.code
 
