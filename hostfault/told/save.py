@@ -49,7 +49,7 @@ def run(lab: Lab, cell: Measurement, folder: Path) -> Outcome:
 
 def _save(testbed: Testbed) -> str:
     """Save the guest; returns what came of that."""
-    recorder, directory = testbed.recorder, testbed.agent.hello()["directory"]
+    recorder, directory = testbed.recorder, testbed.agent.hello()["dir"]
     deadline = Deadline(PATIENCE, "the guest to be saved")
 
     def state() -> str | None:

@@ -30,7 +30,7 @@ class PretendedQemu:
         return self.answers.pop(0)
 
     def hello(self) -> dict[str, str]:
-        return {"directory": "/run/agent"}
+        return {"dir": "/run/agent"}
 
     def ended(self, _name: str) -> int | None:
         return self.code
