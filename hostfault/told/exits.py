@@ -21,14 +21,14 @@ from hostfault.told.plan import Measurement
 RUNS = 5
 PATIENCE = 120.0  # seconds for one
 # Programs that start and end, files of the mount that are written and read.
-WORK = f"""
-i=0
-while [ $i -lt 40 ]; do
-    dd if=/dev/zero of={MOUNT_POINT}/work bs=4k count=64 2>/dev/null || exit 1
-    dd if={MOUNT_POINT}/work of=/dev/null bs=4k 2>/dev/null || exit 1
-    i=$((i + 1))
-done
-"""
+WORK = "; ".join(
+    (
+        "for i in $(seq 40)",
+        f"do dd if=/dev/zero of={MOUNT_POINT}/work bs=4k count=64 2>/dev/null || exit 1",
+        f"dd if={MOUNT_POINT}/work of=/dev/null bs=4k 2>/dev/null || exit 1",
+        "done",
+    )
+)
 
 
 @dataclass(frozen=True)

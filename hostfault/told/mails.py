@@ -32,6 +32,7 @@ from hostfault.plumbing.packages import run_tool
 from hostfault.plumbing.progress import heard_by
 from hostfault.plumbing.project import PROJECT
 from hostfault.plumbing.versions import version_of
+from hostfault.told.plan import PLAIN_QEMU
 
 log = logging.getLogger(__name__)
 
@@ -138,11 +139,20 @@ def filled(text: str, cells: Sequence[Mapping[str, object]]) -> str:
         rows = [cell for cell in cells if cell["table"] == match[1]]
         if not rows:
             raise SetupError(f"there is no data for the table {match[1]}: run ci/told")
-        lines = [(str(row["kernel"]), str(row["policy"]), _outcome(row)) for row in rows]
+        lines = [(_what(row), str(row["policy"]), _outcome(row)) for row in rows]
         widths = [max(len(line[at]) for line in lines) for at in range(2)]
         return "\n".join(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in lines)
 
     return _FIGURES.sub(table, text)
+
+
+def _what(row: Mapping[str, object]) -> str:
+    """What is compared in the row's table: kernels, or cases and what they lack."""
+    if row["table"] != "qemus":
+        return str(row["kernel"])
+    lacks = "" if "+" in str(row["kernel"]) else ", KVM as it is"
+    lacks += ", QEMU as it is" if row["qemu"] == PLAIN_QEMU else ""
+    return f"{row['backing']}, {row['fault']}, {row['access']}{lacks}"
 
 
 def _outcome(row: Mapping[str, object]) -> str:

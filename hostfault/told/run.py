@@ -50,7 +50,7 @@ class ToldRun:
     recovery: str  # what followed when the fault was undone, where the access had not ended
     again: str  # where it had: what another task finds after the fault was undone
     back: str = ""  # what the access then got, and what the host has at the place
-    qemu: str = ""  # version and build id of the guest's
+    qemu_ran: str = ""  # version and build id of the guest's
     host_release: str = ""
     kvm_build_id: str = ""
     version: str = ""  # of hostfault
@@ -93,7 +93,7 @@ def _run_once(lab: Lab, cell: Measurement, folder: Path) -> ToldRun:
         recovery=seen.recovery.kind.value if seen.recovery else "",
         again=again,
         back=_back(seen),
-        qemu=f"{seen.qemu_version} {seen.qemu_build_id}",
+        qemu_ran=f"{seen.qemu_version} {seen.qemu_build_id}",
         host_release=seen.host_release,
         kvm_build_id=seen.kvm_build_id,
         version=seen.version,

@@ -1,4 +1,4 @@
-"""A guest is saved while a page of its memory is gone, and again when that is back.
+"""A guest is saved while a page of its memory is gone, and another one when that is back.
 
 A snapshot and a migration read the whole of a guest's memory. What is saved ends with the host.
 """
@@ -9,8 +9,8 @@ import signal
 from pathlib import Path
 
 from hostfault.case.counting import failed_exits
+from hostfault.case.model import Observation
 from hostfault.case.verdict import final_verdict
-from hostfault.fault import FAULTS
 from hostfault.guest import boot
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline, poll
@@ -26,25 +26,29 @@ SAVED = "is saved"
 
 
 def run(lab: Lab, cell: Measurement, folder: Path) -> Outcome:
-    """Have the case, then save its guest twice.
+    """Have the case and save its guest, and once more in a guest that has its page back.
 
     Raises :class:`HostfaultError` if the case proves nothing, or QEMU does not come to an end
     with a migration.
     """
-    fault = FAULTS[cell.scenario.fault]
-    with lab.testbed(cell.scenario, folder) as testbed:
-        armed = arm(testbed, cell.scenario)
-        seen = observe(testbed, armed, undo=False)
-        verdict = final_verdict(seen)
-        gone, back = _save(testbed), ""
-        if testbed.agent.ended(boot.NAME) is None:
-            fault.undo(armed.scene)
-            back = f"; with the page back it {_save(testbed)}"
+    seen, gone = _case(lab, cell, folder / "gone", back=False)
+    _, back = _case(lab, cell, folder / "back", back=True)
     return Outcome(
-        verdict=verdict.kind.value,
-        summary=f"{gone}{back}",
+        verdict=final_verdict(seen).kind.value,
+        summary=f"{gone}; with the page back: {back}",
         told=sum(each.count for each in failed_exits(seen)),
     )
+
+
+def _case(lab: Lab, cell: Measurement, folder: Path, *, back: bool) -> tuple[Observation, str]:
+    with lab.testbed(cell.scenario, folder) as testbed:
+        armed = arm(testbed, cell.scenario)
+        path = armed.scene.page.path
+        size = testbed.agent.stat(path)["size"]
+        seen = observe(testbed, armed, undo=back)
+        if back:  # the whole file: undoing gives the one page back
+            testbed.agent.truncate(path, size)
+        return seen, _save(testbed)
 
 
 def _save(testbed: Testbed) -> str:

@@ -11,7 +11,7 @@ import pytest
 from hostfault.kernel import series
 from hostfault.plumbing.errors import SetupError, UsageError
 from hostfault.told import mails, write
-from hostfault.told.plan import CELLS
+from hostfault.told.plan import CELLS, PLAIN_QEMU
 
 FILE = "virt/kvm/made_up.c"
 TEXT = "".join(f"int line_{number};\n" for number in range(20))
@@ -88,6 +88,15 @@ def test_the_cover_letter_comes_first_with_its_figures_and_no_blank_forms(
     assert "  7.3.4  stock  spin, 1234 faults and counting; page given back: goes-on\n" in text
     assert "***" not in text
     assert f"{FILE} | 4 ++--" in text
+
+
+def test_cases_on_qemus_are_told_apart_by_what_they_lack() -> None:
+    case = {"table": "qemus", "backing": "ram", "fault": "zero", "access": "store"}
+    whole = {**CELL, **case, "kernel": "7.3.4+ours", "qemu": "10.0+ours"}
+    lacking = [{**whole, "kernel": "7.3.4"}, {**whole, "qemu": PLAIN_QEMU}]
+    rows = mails.filled("@qemus@\n", [whole, *lacking]).splitlines()
+    assert len({row.partition("  stock")[0].strip() for row in rows}) == 3
+    assert all("ram, zero, store" in row for row in rows)
 
 
 def test_a_cover_letter_without_its_data_is_an_error() -> None:
