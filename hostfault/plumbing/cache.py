@@ -5,9 +5,13 @@ Layout below the root, for an entry ``KEY`` of a ``KIND``::
     KIND/KEY/            the finished entry: it appears by one rename and never changes
     KIND/KEY*.partial    being built, or being removed
     KIND/KEY.lock        flock: exclusive while building or removing, shared while in use
+    KIND/discards.lock   flock: exclusive while an entry is discarded
 
 A lock belongs to an open file, so the kernel drops it when its holder dies however that happens.
 That is how the work of dead builders is told from that of live ones.
+
+A discarded entry loses its lock file, too: whoever still uses what it was holds the old one, and
+nobody who builds it anew waits for that. So a lock counts as long as it is the file of that name.
 """
 
 from __future__ import annotations
@@ -115,10 +119,16 @@ class Cache:
     def discard(self, entry: Path) -> None:
         """Remove an entry that proved to be bad, even if other runs use it: it is bad for all.
 
-        What they have open stays readable to them; the next :meth:`obtain` builds it anew.
+        What they have open stays readable to them; the next :meth:`obtain` builds it anew. One
+        that another run has discarded since it was handed out here is left as it is now.
         """
+        with _discarding(entry):
+            with self._guard:
+                held = self._held.get(entry)
+            if held is None or _is_current(held, entry):
+                _lock_file(entry).unlink(missing_ok=True)
+                _remove(entry)
         self.release(entry)
-        _remove(entry)
 
     def has_grown(self, kind: str) -> bool:
         """Whether this object has added to a kind; to measure what others hold takes time."""
@@ -151,32 +161,52 @@ class Cache:
 
     def _holds(self, entry: Path) -> bool:
         with self._guard:
-            return entry in self._held and entry.is_dir()
+            held = self._held.get(entry)
+            return held is not None and entry.is_dir() and _is_current(held, entry)
 
     def _lock_and_build(self, entry: Path, build: Callable[[Path], None]) -> None:
         """Get a shared lock on an existing entry, building it first under an exclusive one."""
         self.release(entry)
         with _clear_when_full(self.root), _usable(self.root):
             entry.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = _open_lock(entry)
-        try:
-            _wait_for_lock(descriptor, fcntl.LOCK_SH, entry)
-            while not entry.is_dir():
-                # flock drops the shared lock before it gets the other: look again after each.
-                _wait_for_lock(descriptor, fcntl.LOCK_EX, entry)
-                if not entry.is_dir():
-                    with _usable(self.root):
-                        self._sweep(entry.parent.name)
-                    self._build(entry, build)
-                _wait_for_lock(descriptor, fcntl.LOCK_SH, entry)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        descriptor = None
+        while descriptor is None:  # once, unless the entry is discarded meanwhile
+            descriptor = self._try_to_build(entry, build)
         with self._guard:
             previous = self._held.pop(entry, None)
             self._held[entry] = descriptor
         if previous is not None:
             os.close(previous)
+
+    def _try_to_build(self, entry: Path, build: Callable[[Path], None]) -> int | None:
+        """The descriptor of the lock; None if that is no longer the entry's."""
+        with _clear_when_full(self.root), _usable(self.root):
+            descriptor = _open_lock(entry)
+        try:
+            if self._locked_and_built(descriptor, entry, build):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        return None
+
+    def _locked_and_built(
+        self, descriptor: int, entry: Path, build: Callable[[Path], None]
+    ) -> bool:
+        if not _wait_for_lock(descriptor, fcntl.LOCK_SH, entry):
+            return False
+        while not entry.is_dir():
+            # flock drops the shared lock before it gets the other: look again after each.
+            if not _wait_for_lock(descriptor, fcntl.LOCK_EX, entry):
+                return False
+            if not entry.is_dir():
+                with _usable(self.root):
+                    self._sweep(entry.parent.name)
+                self._build(entry, build)
+            if not _wait_for_lock(descriptor, fcntl.LOCK_SH, entry):
+                return False
+        return True
 
     def _build(self, entry: Path, build: Callable[[Path], None]) -> None:
         partial = _partial(entry)
@@ -308,9 +338,32 @@ def _partial(entry: Path) -> Path:
     return entry.with_name(f"{entry.name}.{uuid.uuid4().hex[:8]}.partial")
 
 
+def _lock_file(entry: Path) -> Path:
+    return entry.with_name(f"{entry.name}.lock")
+
+
 def _open_lock(entry: Path) -> int:
+    return os.open(_lock_file(entry), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def _is_current(descriptor: int, entry: Path) -> bool:
+    """Whether an open lock file is still the entry's."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), _lock_file(entry).stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _discarding(entry: Path) -> Iterator[None]:
+    """One after the other: each looks whether the entry is still the one that it means."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-    return os.open(entry.with_name(f"{entry.name}.lock"), flags, 0o644)
+    descriptor = os.open(entry.with_name("discards.lock"), flags, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:
@@ -321,12 +374,17 @@ def _try_lock(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _wait_for_lock(descriptor: int, kind: int, entry: Path) -> None:
-    if _try_lock(descriptor, kind):
-        return
-    log.info("waiting for another run that works on %s", entry)
-    deadline = Deadline(BUILD_PATIENCE, f"another run that works on {entry}")
-    poll(deadline, lambda: _try_lock(descriptor, kind) or None, interval=0.2)
+def _wait_for_lock(descriptor: int, kind: int, entry: Path) -> bool:
+    """Whether the lock was got, and is still the entry's."""
+    if not _try_lock(descriptor, kind):
+        log.info("waiting for another run that works on %s", entry)
+        deadline = Deadline(BUILD_PATIENCE, f"another run that works on {entry}")
+        poll(deadline, lambda: _settled(descriptor, kind, entry) or None, interval=0.2)
+    return _is_current(descriptor, entry)
+
+
+def _settled(descriptor: int, kind: int, entry: Path) -> bool:
+    return _try_lock(descriptor, kind) or not _is_current(descriptor, entry)
 
 
 def _remove(entry: Path) -> None:

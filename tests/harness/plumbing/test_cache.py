@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -213,8 +215,34 @@ def test_a_discarded_entry_is_built_anew_even_if_another_run_holds_it(cache: Cac
     entry = cache.obtain("kind", "key", write("never"))
     cache.discard(entry)
     assert leftovers(cache) == []
-    other.close()
     assert (cache.obtain("kind", "key", write("good")) / "file").read_text() == "good"
+    assert (other.obtain("kind", "key", write("never")) / "file").read_text() == "good"
+    cache.close()
+    Cache(cache.root).prune("kind", 0)
+    assert entry.is_dir(), "the other run holds the new one"
+
+
+def test_an_entry_that_two_runs_find_bad_is_discarded_once(cache: Cache) -> None:
+    other = Cache(cache.root)
+    for each in (cache, other):
+        entry = each.obtain("kind", "key", write("bad"))
+    cache.discard(entry)
+    cache.obtain("kind", "key", write("good"))
+    other.discard(entry)
+    assert (other.obtain("kind", "key", write("never")) / "file").read_text() == "good"
+
+
+def test_whoever_waits_for_a_discarded_entry_does_not_wait_on(cache: Cache) -> None:
+    """Its lock is held by somebody who uses the old one for as long as he likes."""
+    user = Cache(cache.root)
+    entry = user.obtain("kind", "key", write("bad"))
+    shutil.rmtree(entry)  # now the next one wants to build it, and waits for the user
+    with ThreadPoolExecutor(1) as beside:
+        waiting = beside.submit(cache.obtain, "kind", "key", write("good"))
+        with pytest.raises(TimeoutError):
+            waiting.result(0.5)
+        user.discard(entry)
+        assert (waiting.result(10.0) / "file").read_text() == "good"
 
 
 def test_the_lock_is_shared_while_an_entry_is_in_use(cache: Cache) -> None:
