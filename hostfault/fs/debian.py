@@ -62,8 +62,9 @@ def _libraries(root: Path, program: str) -> list[str]:
 
 def started(root: Path | str, program: str) -> list[str]:
     """The start of a command line that runs a program of a root by its own loader."""
-    libraries = ":".join(f"{root}/{each}" for each in _LIBRARIES)
-    return [f"{root}/{LOADER}", "--library-path", libraries, f"{root}/{program}"]
+    start = str(root).rstrip("/")  # or what the loader lists of "/" is below "//"
+    libraries = ":".join(f"{start}/{each}" for each in _LIBRARIES)
+    return [f"{start}/{LOADER}", "--library-path", libraries, f"{start}/{program}"]
 
 
 def _line(program: str) -> str:
@@ -81,6 +82,7 @@ def fio_command(options: str, where: str, megabytes: int = 8) -> str:
     """How fio is run in a guest: verified, and once more from what is in the file afterwards."""
     common = f"--name=job --directory={where}/fio --size={megabytes}m --verify=crc32c"
     common += f" --do_verify=1 --verify_fatal=1 --randseed=1 --fallocate=none {options}"
+    common += " --group_reporting"  # or the words of several jobs are more than what is kept
     return afresh(f"{where}/fio", f"{_line(FIO)} {common}")
 
 

@@ -12,7 +12,11 @@ from hostfault.host.local import LocalHost
 from hostfault.host.testbed import Added, Host
 from hostfault.run.lab import Lab
 
-_QEMU_OPTIONS = ("-machine", "accel=tcg", "-cpu", "max")  # after those that name KVM
+# After those that name KVM and less memory, too little for fstests.
+_QEMU_OPTIONS = (
+    *("-object", "memory-backend-memfd,id=room,size=1536M,share=on", "-m", "1536"),
+    *("-machine", "accel=tcg,memory-backend=room", "-cpu", "max"),
+)
 
 
 class LabWithoutKvm(Lab):

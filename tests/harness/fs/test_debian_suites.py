@@ -48,6 +48,11 @@ def test_a_program_runs_with_nothing_but_what_is_packed(root: Path, tmp_path: Pa
     assert "stressors" in said
 
 
+def test_this_machine_is_a_root_like_any_other() -> None:
+    with tarfile.open(fileobj=io.BytesIO(debian.archive(Path("/"), "usr/bin/bash"))) as tar:
+        assert str(LIBRARIES / "libc.so.6") in tar.getnames()
+
+
 def test_what_runs_is_what_the_programs_can_do(root: Path) -> None:
     fio, stress = debian_parts(root, [])
     assert fio.tests == tuple(debian.FIO_RUNS)

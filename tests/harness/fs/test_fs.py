@@ -172,6 +172,7 @@ def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]
     """A host and a guest that share a directory."""
     (tmp_path / "shared").mkdir()
     monkeypatch.setattr(send, "MOUNT_POINT", str(tmp_path / "shared"))
+    monkeypatch.setattr(send, "HERE", str(tmp_path / "sent"))
     return Host(tmp_path), Guest()
 
 
