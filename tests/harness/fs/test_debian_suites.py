@@ -88,6 +88,8 @@ def test_fio_passes_by_its_exit_code_and_its_words(code: int, text: str, verdict
         (2, "stress-ng: error: [7] process 8 (stress-ng-dir) terminated", "failed"),
         (3, "stress-ng: info: no resources", "skipped"),
         (4, "stress-ng: info: not implemented", "skipped"),
+        (1, "stress-ng: info:  [7] disabled 'bind-mount' as it may hang the machine", "skipped"),
+        (0, "stress-ng: warn:  [7] [8] (iomix) aborted early, out of system resources", "skipped"),
         (0, "stress-ng: info:  [7] verity: ioctl is not supported, skipping stressor", "skipped"),
     ],
 )
