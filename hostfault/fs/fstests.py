@@ -76,14 +76,14 @@ def _build(source: Path, root: BuildRoot, place: Path) -> None:
     shutil.copytree(source, tree, symlinks=True, ignore=shutil.ignore_patterns(".git"))
     root.run(tree, ["sh", "-c", BUILD], what="building fstests", patience=BUILD_PATIENCE)
     with tarfile.open(place / "root.tar.gz", "w:gz", compresslevel=6) as tar:
-        tar.add(root.root, ".", filter=_packed)
-        tar.add(tree, "fstests", filter=_packed)
+        tar.add(root.root, ".", filter=packed)
+        tar.add(tree, "fstests", filter=packed)
         for path, text in _files(root.root):
             _add(tar, path, text)
     shutil.rmtree(tree)
 
 
-def _packed(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+def packed(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     """What goes into the guest, owned by root there."""
     if _LEFT_OUT.match(member.name.removeprefix("./")):
         return None
