@@ -158,10 +158,23 @@ def _fstests(source: Path) -> Callable[[Testbed, Sequence[str]], Iterator[PartOu
             _send_fstests(testbed, source)
         for name in rest:
             patience = Deadline(fstests.TEST_PATIENCE + 60.0, f"fstests' {name}")
-            answer = testbed.guest.run(fstests.check_command(name), patience)
+            try:
+                answer = testbed.guest.run(fstests.check_command(name), patience)
+            except (ConnectionLostError, DeadlineError) as error:
+                # It is the test's doing as often as not: the next guest goes on with the next one.
+                yield PartOutcome("fstests", name, "failed", f"{error}; {_last_words(testbed)}")
+                raise
             yield fstests.read_check(name, answer.text)
 
     return run
+
+
+def _last_words(testbed: Testbed) -> str:
+    """What the guest's kernel said last, if it still answers."""
+    try:
+        return testbed.guest.run("dmesg | tail -n 12", Deadline(20.0, "dmesg")).text
+    except HostfaultError as error:
+        return f"no dmesg: {error}"
 
 
 def _send_fstests(testbed: Testbed, source: Path) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from hostfault.fs import __main__ as main
 from hostfault.fs import fstests
-from hostfault.fs.__main__ import fstests_parts
 from hostfault.fs.fstests import read_check
-from hostfault.plumbing.errors import UsageError
+from hostfault.fs.suites import PartOutcome
+from hostfault.plumbing.deadline import Deadline
+from hostfault.plumbing.errors import ConnectionLostError, UsageError
+from hostfault.remote.shell import Answer
 
 
 @pytest.fixture
@@ -39,8 +44,10 @@ def test_a_test_that_asks_for_a_second_file_system_is_told_from_others(source: P
 
 
 def test_the_group_is_one_part_of_which_some_can_be_chosen(source: Path) -> None:
-    assert [part.tests for part in fstests_parts(source, ["generic/003"])] == [("generic/003",)]
-    assert not list(fstests_parts(source, ["fsx"]))
+    assert [part.tests for part in main.fstests_parts(source, ["generic/003"])] == [
+        ("generic/003",)
+    ]
+    assert not list(main.fstests_parts(source, ["fsx"]))
 
 
 HEAD = "FSTYP         -- virtiofs\nPLATFORM      -- Linux/x86_64 guest 7.3.4\n\n"
@@ -78,3 +85,38 @@ def test_what_is_only_for_compiling_stays_out_of_the_guest(tmp_path: Path) -> No
     left_out = {"usr/include/stdio.h", "./usr/lib/gcc", "fstests/src/lstat64.o", "./src"}
     packed = {name for name in kept | left_out if fstests.packed(tarfile.TarInfo(name))}
     assert packed == kept
+
+
+class Bed:
+    """One whose guest hangs up at a test, and answers with its kernel's last words then."""
+
+    def __init__(self, lost_at: str) -> None:
+        self.guest = self
+        self._lost_at = lost_at
+
+    def run(self, command: str, deadline: Deadline) -> Answer:
+        if self._lost_at in command:
+            raise ConnectionLostError("the guest hung up")
+        if "dmesg" in command:
+            return Answer(0, "Out of memory: Killed process 7 (dropbear)")
+        return Answer(0, "Passed all 1 tests\n")
+
+
+def _collect(found: Iterator[PartOutcome], into: list[PartOutcome]) -> None:
+    for outcome in found:
+        into.append(outcome)  # one by one: those before an error count
+
+
+def test_a_test_that_loses_its_guest_has_failed_and_is_not_run_again(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "_send_fstests", lambda *_: None)
+    outcomes: list[PartOutcome] = []
+    (part,) = main.fstests_parts(source, [])
+    with pytest.raises(ConnectionLostError):
+        _collect(part.run(cast("Any", Bed("generic/001")), part.tests), outcomes)
+    assert [(each.name, each.verdict) for each in outcomes] == [
+        ("generic/003", "skipped"),
+        ("generic/001", "failed"),
+    ]
+    assert "Out of memory" in outcomes[-1].detail
