@@ -23,6 +23,7 @@ SUITE = "trixie"
 PACKAGES = IMAGES / "fstests" / "packages"
 DECISIVE = ("gcc", "libc6-dev", "xfsprogs", "perl")
 BUILD = "make -s configure && ./configure -q --libexecdir=/usr/lib --exec_prefix=/ && make -s -j2"
+CACHE_LIMIT = 512 << 20  # bytes of built ones; one takes 70 MB
 BUILD_PATIENCE = 1800.0  # seconds
 TEST_PATIENCE = 120  # seconds for one test
 PLACE = "/tmp/fstests"  # noqa: S108 (in the guest)
@@ -68,6 +69,7 @@ def archive(source: Path, cache: Cache) -> bytes:
     recipe = {"build": BUILD, "left out": _LEFT_OUT.pattern, "toolchain": root.toolchain}
     key = key_of({**recipe, "packages": PACKAGES, "source": source})
     place = cache.obtain("fstests", key, lambda empty: _build(source, root, empty))
+    cache.prune("fstests", CACHE_LIMIT)
     return (place / "root.tar.gz").read_bytes()
 
 

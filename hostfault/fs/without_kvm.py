@@ -25,5 +25,10 @@ class LabWithoutKvm(Lab):
     @cached_property
     def host(self) -> Host:
         """The host; what runs there keeps its user, as suites have the guest's root give files."""
-        added = Added(qemu_options=_QEMU_OPTIONS, virtiofsd=self._virtiofsd_line(), keep_user=True)
+        added = Added(
+            qemu_options=_QEMU_OPTIONS,
+            guest_append=("loglevel=7",),  # a lost guest's kernel has told its console why
+            virtiofsd=self._virtiofsd_line(),
+            keep_user=True,
+        )
         return LocalHost(self._qemu, self._guest_kernel, self._guest_image, self._identity, added)
