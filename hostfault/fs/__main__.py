@@ -1,10 +1,10 @@
 """Run suites of others for file systems on the real mount, in a real guest: ``ci/fs``.
 
 Their sources are named on the command line; what is fetched is the Debian root in which fstests
-is built and runs. Every part (a directory of
-pjdfstest, a run of fsx) has a fork of the saved machine of its own; a part whose guest is lost is
-tried again twice from where it was lost (of fstests from the next test), and is trouble then. With ``--outcomes FILE --resume``
-a run goes on where another one ended, also one that ``--minutes N`` ended.
+is built and runs. Every part (a directory of pjdfstest, a run of fsx) has a fork of the saved
+machine of its own; a part whose guest is lost is tried again twice from where it was lost (of
+fstests from the next test), and is trouble then. With ``--outcomes FILE --resume`` a run goes on
+where another one ended, also one that ``--minutes N`` ended.
 """
 
 from __future__ import annotations
