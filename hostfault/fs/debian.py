@@ -36,9 +36,7 @@ _STRESS_SKIPPED = re.compile(
     r"stress-ng: \w+: +\[\d+\] +(?:\S+: .*(?:skipping|not supported)|disabled '\S+' ).*"
 )
 # Of those whose file would be of 1 GiB: the share is smaller.
-_SIZES = {
-    name: f" --{name}-bytes 16m" for name in ("copy-file", "fallocate", "hdd", "iomix", "sync-file")
-}
+_SIZES = {name: f" --{name}-bytes 16m" for name in ("fallocate", "hdd", "iomix", "sync-file")}
 
 
 def archive(root: Path, program: str) -> bytes:
@@ -81,7 +79,7 @@ def _line(program: str) -> str:
 def afresh(directory: str, line: str) -> str:
     """A command that runs a line in a new directory, and tells the end of what it said."""
     fresh = f"rm -rf {directory} && mkdir {directory} && cd {directory}"
-    return f"{fresh} && {{ {line} >/tmp/log 2>&1; code=$?; tail -n 40 /tmp/log; exit $code; }}"
+    return f"{fresh} && {{ {line} >/tmp/log 2>&1; code=$?; tail -n 80 /tmp/log; exit $code; }}"
 
 
 def fio_command(options: str, where: str, megabytes: int = 8) -> str:
