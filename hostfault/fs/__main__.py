@@ -21,6 +21,7 @@ from itertools import groupby
 from math import inf
 from pathlib import Path
 
+from hostfault.backing import QEMU_CHILD
 from hostfault.backing.virtiofs_dax import LOG, MOUNT_POINT, TAG
 from hostfault.case.model import Scenario
 from hostfault.case.settings import Settings
@@ -171,11 +172,14 @@ def _fstests(source: Path) -> Callable[[Testbed, Sequence[str]], Iterator[PartOu
 
 
 def _last_words(testbed: Testbed) -> str:
-    """What the guest's kernel said last, if it still answers."""
+    """How the guest's QEMU ended, or what its kernel said last, if either tells."""
     try:
+        code = testbed.agent.ended(QEMU_CHILD)
+        if code is not None:
+            return f"QEMU ended with {code}"
         return testbed.guest.run("dmesg | tail -n 12", Deadline(20.0, "dmesg")).text
     except HostfaultError as error:
-        return f"no dmesg: {error}"
+        return f"neither tells: {error}"
 
 
 def _send_fstests(testbed: Testbed, source: Path) -> None:

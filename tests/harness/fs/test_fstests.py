@@ -91,8 +91,11 @@ class Bed:
     """One whose guest hangs up at a test, and answers with its kernel's last words then."""
 
     def __init__(self, lost_at: str) -> None:
-        self.guest = self
+        self.guest = self.agent = self
         self._lost_at = lost_at
+
+    def ended(self, child: str) -> int | None:
+        return None
 
     def run(self, command: str, deadline: Deadline) -> Answer:
         if self._lost_at in command:
