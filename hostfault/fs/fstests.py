@@ -30,6 +30,7 @@ PLACE = "/tmp/fstests"  # noqa: S108 (in the guest)
 ROOM = "800m"  # of the guest's memory
 NEEDS_SECOND = "asks for a second file system (_require_scratch)"
 OPTIONS = "-o dax=always"
+_LAYOUT = "2"  # change it when this module makes another archive of the same things
 _USERS = ("fsgqa", "fsgqa2", "123456-fsgqa")
 # Neither compiles nor installs anything in the guest.
 _LEFT_OUT = re.compile(
@@ -66,7 +67,12 @@ def archive(source: Path, cache: Cache) -> bytes:
     Raises :class:`~hostfault.plumbing.errors.HostfaultError`.
     """
     root = build_root(cache, SUITE, PACKAGES, DECISIVE)
-    recipe = {"build": BUILD, "left out": _LEFT_OUT.pattern, "toolchain": root.toolchain}
+    recipe = {
+        "layout": _LAYOUT,
+        "build": BUILD,
+        "left out": _LEFT_OUT.pattern,
+        "toolchain": root.toolchain,
+    }
     key = key_of({**recipe, "packages": PACKAGES, "source": source})
     place = cache.obtain("fstests", key, lambda empty: _build(source, root, empty))
     cache.prune("fstests", CACHE_LIMIT)
@@ -80,7 +86,7 @@ def _build(source: Path, root: BuildRoot, place: Path) -> None:
     with tarfile.open(place / "root.tar.gz", "w:gz", compresslevel=6) as tar:
         tar.add(root.root, ".", filter=packed)
         tar.add(tree, "fstests", filter=packed)
-        for path, text in _files(root.root):
+        for path, text in added_files(root.root):
             _add(tar, path, text)
     shutil.rmtree(tree)
 
@@ -94,14 +100,16 @@ def packed(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return member
 
 
-def _files(root: Path) -> Iterator[tuple[str, str]]:
+def added_files(root: Path) -> Iterator[tuple[str, str]]:
     """Files of the root that are made: its users, and what ``check`` is to know."""
-    users, groups = "", ""
+    users = groups = shadow = ""
     for number, name in enumerate(_USERS, 2000):
         users += f"{name}:x:{number}:{number}::/tmp:/bin/bash\n"
         groups += f"{name}:x:{number}:\n"
+        shadow += f"{name}:*:20000:0:99999:7:::\n"  # or su refuses the user
     yield "etc/passwd", (root / "etc/passwd").read_text() + users
     yield "etc/group", (root / "etc/group").read_text() + groups
+    yield "etc/shadow", (root / "etc/shadow").read_text() + shadow
     config = f"FSTYP=virtiofs\nTEST_DEV=TAG\nTEST_DIR=/mnt\nTEST_FS_MOUNT_OPTS='{OPTIONS}'\n"
     yield "fstests/local.config", config
 

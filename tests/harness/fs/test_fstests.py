@@ -123,3 +123,13 @@ def test_a_test_that_loses_its_guest_has_failed_and_is_not_run_again(
         ("generic/001", "failed"),
     ]
     assert "Out of memory" in outcomes[-1].detail
+
+
+def test_each_user_that_tests_become_can_be_become(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    for name in ("passwd", "group", "shadow"):
+        (tmp_path / "etc" / name).write_text("root:*:0:\n")
+    files = dict(fstests.added_files(tmp_path))
+    for name in ("passwd", "group", "shadow"):
+        users = [line.partition(":")[0] for line in files[f"etc/{name}"].splitlines()]
+        assert users == ["root", "fsgqa", "fsgqa2", "123456-fsgqa"]
