@@ -1,9 +1,10 @@
 """Run suites of others for file systems on the real mount, in a real guest: ``ci/fs``.
 
-Their sources are named on the command line; nothing is fetched. Every part (a directory of
-pjdfstest, a run of fsx) has a fork of the saved machine of its own; a part whose guest is lost is
-tried again twice from where it was lost, and is trouble then. With ``--outcomes FILE --resume``
-a run goes on where another one ended, also one that ``--minutes N`` ended.
+Their sources are named on the command line; what is fetched is the Debian root in which fstests
+is built and runs. Every part (a directory of pjdfstest, a run of fsx) has a fork of the saved
+machine of its own; a part whose guest is lost is tried again twice from where it was lost (of
+fstests from the next test), and is trouble then. With ``--outcomes FILE --resume`` a run goes on
+where another one ended, also one that ``--minutes N`` ended.
 """
 
 from __future__ import annotations
@@ -14,20 +15,22 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from math import inf
 from pathlib import Path
 
-from hostfault.backing.virtiofs_dax import LOG, MOUNT_POINT
+from hostfault.backing import QEMU_CHILD
+from hostfault.backing.virtiofs_dax import LOG, MOUNT_POINT, TAG
 from hostfault.case.model import Scenario
 from hostfault.case.settings import Settings
-from hostfault.fs import debian, suites
+from hostfault.fs import debian, fstests, suites
 from hostfault.fs.send import send_program, send_tree
 from hostfault.fs.suites import PartOutcome
 from hostfault.fs.without_kvm import LabWithoutKvm
 from hostfault.host.testbed import Testbed
+from hostfault.plumbing.cache import default_cache
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import (
     ConnectionLostError,
@@ -140,6 +143,54 @@ def _stress(archive: bytes) -> Callable[[Testbed, Sequence[str]], Iterator[PartO
     return run
 
 
+def fstests_parts(source: Path, only: Sequence[str]) -> Iterator[Part]:
+    """One part for the generic quick group, built when the first guest is there."""
+    wanted = tuple(name for name in fstests.tests(source) if _wanted(f"fstests {name}", only))
+    if wanted:
+        yield Part("fstests", wanted, _fstests(source))
+
+
+def _fstests(source: Path) -> Callable[[Testbed, Sequence[str]], Iterator[PartOutcome]]:
+    def run(testbed: Testbed, names: Sequence[str]) -> Iterator[PartOutcome]:
+        for name in names:
+            if fstests.needs_second(source, name):
+                yield PartOutcome("fstests", name, "skipped", fstests.NEEDS_SECOND)
+        rest = [name for name in names if not fstests.needs_second(source, name)]
+        if rest:
+            _send_fstests(testbed, source)
+        for name in rest:
+            patience = Deadline(fstests.TEST_PATIENCE + 60.0, f"fstests' {name}")
+            try:
+                answer = testbed.guest.run(fstests.check_command(name), patience)
+            except (ConnectionLostError, DeadlineError) as error:
+                # It is the test's doing as often as not: the next guest goes on with the next one.
+                yield PartOutcome("fstests", name, "failed", f"{error}; {_last_words(testbed)}")
+                raise
+            yield fstests.read_check(name, answer.text)
+
+    return run
+
+
+def _last_words(testbed: Testbed) -> str:
+    """How the guest's QEMU ended, or what its kernel said last, if either tells."""
+    try:
+        code = testbed.agent.ended(QEMU_CHILD)
+        if code is not None:
+            return f"QEMU ended with {code}"
+        return testbed.guest.run("dmesg | tail -n 12", Deadline(20.0, "dmesg")).text
+    except HostfaultError as error:
+        return f"neither tells: {error}"
+
+
+def _send_fstests(testbed: Testbed, source: Path) -> None:
+    with closing(default_cache()) as cache:
+        archive = fstests.archive(source, cache)
+    agent, guest, patience = testbed.agent, testbed.guest, Deadline(600.0, "fstests to be sent")
+    guest.check(fstests.room_command(), patience)
+    send_tree(agent, guest, archive, fstests.PLACE, patience)
+    guest.check(fstests.ready_command(TAG, MOUNT_POINT), patience)
+
+
 def _wanted(name: str, only: Sequence[str]) -> bool:
     return not only or any(text in name for text in only)
 
@@ -228,7 +279,12 @@ def left_of(parts: Sequence[Part], done: Sequence[PartOutcome]) -> Iterator[Part
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="ci/fs", description=__doc__)
     parser.add_argument("--pjdfstest", type=Path, metavar="DIR", help="its sources")
-    parser.add_argument("--fstests", type=Path, metavar="DIR", help="sources of fstests, for fsx")
+    parser.add_argument(
+        "--fstests",
+        type=Path,
+        metavar="DIR",
+        help="sources of fstests, for fsx and, with --host tcg, for its generic quick group",
+    )
     parser.add_argument(
         "--debian",
         type=Path,
@@ -272,6 +328,8 @@ def _parts(options: argparse.Namespace) -> Iterator[Part]:
         yield from debian_parts(options.debian, options.only)
     if options.fstests:
         yield from fsx_parts(options.fstests, options.only, options.operations, options.seed)
+        if options.host == WITHOUT_KVM:  # other guests have too little memory for its root
+            yield from fstests_parts(options.fstests, options.only)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

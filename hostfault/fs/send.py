@@ -13,6 +13,8 @@ from hostfault.remote.shell import Shell
 
 NAME = "hostfault-sent"
 PIECE = 1 << 20  # characters of a file that one request writes
+AT_A_TIME = 32  # pieces in the share
+HERE = "/tmp/hostfault-sent"  # noqa: S108 (in the guest)
 
 
 def send_program(agent: Agent, guest: Shell, data: bytes, path: str, deadline: Deadline) -> None:
@@ -37,12 +39,17 @@ def send_tree(
 def _send(agent: Agent, guest: Shell, data: bytes, command: str, deadline: Deadline) -> None:
     """Have a command read data, which lie in the share for that long, as text.
 
-    In pieces: the agent answers nothing else while it writes one.
+    In pieces: the agent answers nothing else while it writes one. Not many of them at a time: the
+    share is smaller than a root of Debian's.
     """
     text = base64.encodebytes(data).decode()
     pieces = [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
-    names = [f"{NAME}-{number}" for number in range(len(pieces))]
-    for name, piece in zip(names, pieces, strict=True):
-        agent.write(f"{SHARED}/{name}", piece)
-    files = " ".join(f"{MOUNT_POINT}/{name}" for name in names)
-    guest.check(f"cat {files} | base64 -d | {{ {command}; }} && rm {files}", deadline)
+    guest.check(f": >{HERE}", deadline)
+    for begin in range(0, len(pieces), AT_A_TIME):
+        names = []
+        for number, piece in enumerate(pieces[begin : begin + AT_A_TIME]):
+            names.append(f"{NAME}-{number}")
+            agent.write(f"{SHARED}/{names[-1]}", piece)
+        files = " ".join(f"{MOUNT_POINT}/{name}" for name in names)
+        guest.check(f"cat {files} >>{HERE} && rm {files}", deadline)
+    guest.check(f"{{ base64 -d | {{ {command}; }}; }} <{HERE} && rm {HERE}", deadline)

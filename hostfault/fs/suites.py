@@ -24,7 +24,9 @@ _FSX_HAVE = (
     "err_h linux_falloc_h copy_file_range"
 )
 _SUMMARY = (
-    "awk '/^1\\.\\./ {print} /^ok/ {ok++} /^not ok/ {bad++; if (bad <= 20) print} "
+    # What is still to do (TAP's "# TODO") fails nothing.
+    "awk '/^1\\.\\./ {print} /^ok/ || /^not ok.*# TODO/ {ok++; next} "
+    "/^not ok/ {bad++; if (bad <= 20) print} "
     'END {print "ok " ok + 0 " bad " bad + 0}\''
 )
 # pjdfstest makes names of random digits with it.

@@ -12,7 +12,11 @@ from hostfault.host.local import LocalHost
 from hostfault.host.testbed import Added, Host
 from hostfault.run.lab import Lab
 
-_QEMU_OPTIONS = ("-machine", "accel=tcg", "-cpu", "max")  # after those that name KVM
+# After those that name KVM and less memory, too little for fstests.
+_QEMU_OPTIONS = (
+    *("-object", "memory-backend-memfd,id=room,size=1536M,share=on", "-m", "1536"),
+    *("-machine", "accel=tcg,memory-backend=room", "-cpu", "max"),
+)
 
 
 class LabWithoutKvm(Lab):
@@ -21,5 +25,10 @@ class LabWithoutKvm(Lab):
     @cached_property
     def host(self) -> Host:
         """The host; what runs there keeps its user, as suites have the guest's root give files."""
-        added = Added(qemu_options=_QEMU_OPTIONS, virtiofsd=self._virtiofsd_line(), keep_user=True)
+        added = Added(
+            qemu_options=_QEMU_OPTIONS,
+            guest_append=("loglevel=7",),  # a lost guest's kernel has told its console why
+            virtiofsd=self._virtiofsd_line(),
+            keep_user=True,
+        )
         return LocalHost(self._qemu, self._guest_kernel, self._guest_image, self._identity, added)
