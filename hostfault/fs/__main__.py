@@ -45,6 +45,7 @@ SCENARIO = Scenario("virtiofs-dax", "none", "load", async_pf=True)
 FILE_PATIENCE = 2400.0  # seconds for one test of pjdfstest; some make 2,000 checks
 RUN_PATIENCE = 1500.0  # seconds for one run of another suite
 ATTEMPTS = 3
+QEMU_ENDING = 10.0  # seconds that QEMU may take to end, once the guest's connections are gone
 KINDS, WITHOUT_KVM = ("auto", "local", "emulated"), "tcg"
 HOST = "as for ci/dax; tcg: TCG runs the guest here, without any KVM, many times faster than an "
 HOST += "emulated host does, and the back-end stays who you are"
@@ -174,9 +175,12 @@ def _fstests(source: Path) -> Callable[[Testbed, Sequence[str]], Iterator[PartOu
 def _last_words(testbed: Testbed) -> str:
     """How the guest's QEMU ended, or what its kernel said last, if either tells."""
     try:
-        code = testbed.agent.ended(QEMU_CHILD)
-        if code is not None:
-            return f"QEMU ended with {code}"
+        deadline = Deadline(QEMU_ENDING, "QEMU to end")
+        while not deadline.passed():  # a process hangs up before it is gone
+            code = testbed.agent.ended(QEMU_CHILD)
+            if code is not None:
+                return f"QEMU ended with {code}"
+            testbed.recorder.wait_changed(0.2)
         return testbed.guest.run("dmesg | tail -n 12", Deadline(20.0, "dmesg")).text
     except HostfaultError as error:
         return f"neither tells: {error}"
