@@ -91,11 +91,13 @@ class Bed:
     """One whose guest hangs up at a test, and answers with its kernel's last words then."""
 
     def __init__(self, lost_at: str) -> None:
-        self.guest = self.agent = self
+        self.guest = self.agent = self.recorder = self
         self._lost_at = lost_at
 
     def ended(self, child: str) -> int | None:
         return None
+
+    def wait_changed(self, seconds: float) -> None: ...
 
     def run(self, command: str, deadline: Deadline) -> Answer:
         if self._lost_at in command:
@@ -114,6 +116,7 @@ def test_a_test_that_loses_its_guest_has_failed_and_is_not_run_again(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(main, "_send_fstests", lambda *_: None)
+    monkeypatch.setattr(main, "QEMU_ENDING", 0.01)
     outcomes: list[PartOutcome] = []
     (part,) = main.fstests_parts(source, [])
     with pytest.raises(ConnectionLostError):
