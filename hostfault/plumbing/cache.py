@@ -35,6 +35,7 @@ from hostfault.plumbing.errors import HostfaultError, SetupError
 log = logging.getLogger(__name__)
 
 BUILD_PATIENCE = 3600.0  # seconds to wait for another run that builds the same
+DISCARD_PATIENCE = 60.0  # seconds: it is a rename, and the removal of some files
 _KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -360,7 +361,8 @@ def _discarding(entry: Path) -> Iterator[None]:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     descriptor = os.open(entry.with_name("discards.lock"), flags, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        deadline = Deadline(DISCARD_PATIENCE, f"another run that discards something like {entry}")
+        poll(deadline, lambda: _try_lock(descriptor, fcntl.LOCK_EX) or None)
         yield
     finally:
         os.close(descriptor)

@@ -14,7 +14,7 @@ from hostfault.case.verdict import final_verdict
 from hostfault.guest import boot
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline, poll
-from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
+from hostfault.plumbing.errors import ConnectionLostError, DeadlineError, HostfaultError
 from hostfault.run.lab import Lab
 from hostfault.run.observe import arm, observe
 from hostfault.told.outcome import Outcome
@@ -52,7 +52,10 @@ def _case(lab: Lab, cell: Measurement, folder: Path, *, back: bool) -> tuple[Obs
 
 
 def _save(testbed: Testbed) -> str:
-    """Save the guest; returns what came of that."""
+    """Save the guest; returns what came of that.
+
+    Raises :class:`~hostfault.plumbing.errors.DeadlineError` if nothing comes of it.
+    """
     recorder, directory = testbed.recorder, testbed.agent.hello()["dir"]
     deadline = Deadline(PATIENCE, "the guest to be saved")
 
@@ -68,6 +71,8 @@ def _save(testbed: Testbed) -> str:
         return poll(deadline, state)
     except ConnectionLostError as error:
         return _how_qemu_ended(testbed, error)
+    except DeadlineError:
+        raise
     except HostfaultError as refused:
         return f"is not saved: {str(refused).splitlines()[0]}"
 

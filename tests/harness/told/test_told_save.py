@@ -65,3 +65,9 @@ def test_a_qemu_that_hangs_up_and_lives_is_trouble(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(save, "PATIENCE", 0.05)
     with pytest.raises(DeadlineError, match="hung up"):
         saved(PretendedQemu())
+
+
+def test_a_migration_that_does_not_end_is_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(save, "PATIENCE", 0.05)
+    with pytest.raises(DeadlineError, match="active"):
+        saved(PretendedQemu(*[{"status": "active"}] * 100))
