@@ -165,7 +165,7 @@ def _fstests(source: Path) -> Callable[[Testbed, Sequence[str]], Iterator[PartOu
                 answer = testbed.guest.run(fstests.check_command(name), patience)
             except (ConnectionLostError, DeadlineError) as error:
                 # It is the test's doing as often as not: the next guest goes on with the next one.
-                yield PartOutcome("fstests", name, "failed", f"{error}; {_last_words(testbed)}")
+                yield PartOutcome("fstests", name, "trouble", f"{error}; {_last_words(testbed)}")
                 raise
             yield fstests.read_check(name, answer.text)
 
@@ -369,7 +369,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ci/fs: {error}", file=sys.stderr)
         return 2
     print(suites.table(outcomes))
-    return 1 if any(outcome.verdict == "failed" for outcome in outcomes) else 0
+    return exit_code(outcomes)
+
+
+def exit_code(outcomes: Sequence[PartOutcome]) -> int:
+    """Trouble outweighs a failure: what has not been tried to its end may fail, too."""
+    verdicts = {outcome.verdict for outcome in outcomes}
+    return 2 if "trouble" in verdicts else 1 if "failed" in verdicts else 0
 
 
 if __name__ == "__main__":

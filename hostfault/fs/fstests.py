@@ -157,9 +157,10 @@ def read_check(name: str, text: str, patience: int = TEST_PATIENCE) -> PartOutco
         return PartOutcome("fstests", name, "skipped", lacks[1].strip()[:200])
     if "NO-END" in text:
         said = text[-500:].strip()
-        return PartOutcome("fstests", name, "failed", f"no end within {patience} s: {said}")
+        return PartOutcome("fstests", name, "trouble", f"no end within {patience} s: {said}")
     if re.search(r"^Passed all 1 tests", text, re.MULTILINE):
         return PartOutcome("fstests", name, "passed", "")
+    if not _END.search(text):
+        return PartOutcome("fstests", name, "trouble", f"no verdict: {text[-900:].strip()}")
     begin = text.find(f"\n{name} ")
-    words = text[max(begin, 0) :].strip() if _END.search(text) else text[-900:].strip()
-    return PartOutcome("fstests", name, "failed", words[:1500])
+    return PartOutcome("fstests", name, "failed", text[max(begin, 0) :].strip()[:1500])

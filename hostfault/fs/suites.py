@@ -48,7 +48,7 @@ class PartOutcome:
 
     suite: str
     name: str
-    verdict: str  # "passed" | "failed" | "skipped" (by the suite itself)
+    verdict: str  # "passed" | "failed" | "skipped" (by the suite itself) | "trouble" (no end)
     detail: str  # of a failure: what the suite said
 
 
@@ -125,13 +125,13 @@ def table(outcomes: Sequence[PartOutcome]) -> str:
 
 
 def _lines(outcomes: Sequence[PartOutcome]) -> Iterator[str]:
-    yield f"{'suite':12}{'passed':>8}{'failed':>8}{'skipped':>9}"
+    yield f"{'suite':12}{'passed':>8}{'failed':>8}{'skipped':>9}{'trouble':>9}"
     for suite in dict.fromkeys(outcome.suite for outcome in outcomes):
         verdicts = [outcome.verdict for outcome in outcomes if outcome.suite == suite]
-        counts = [verdicts.count(each) for each in ("passed", "failed", "skipped")]
-        yield f"{suite:12}{counts[0]:8}{counts[1]:8}{counts[2]:9}"
+        counts = [verdicts.count(each) for each in ("passed", "failed", "skipped", "trouble")]
+        yield f"{suite:12}{counts[0]:8}{counts[1]:8}{counts[2]:9}{counts[3]:9}"
     for outcome in outcomes:
-        if outcome.verdict == "failed":
+        if outcome.verdict in ("failed", "trouble"):
             yield f"{outcome.suite} {outcome.name}: {outcome.detail}"
 
 

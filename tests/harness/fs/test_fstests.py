@@ -69,9 +69,9 @@ HEAD = "FSTYP         -- virtiofs\nPLATFORM      -- Linux/x86_64 guest 7.3.4\n\n
             "failed",
             "> b",
         ),
-        ("generic/001        NO-END\n", "failed", "no end within 120 s"),
-        ("mount: /mnt: hostfault already mounted\n", "failed", "already mounted"),
-        ("", "failed", ""),
+        ("generic/001        NO-END\n", "trouble", "no end within 120 s"),
+        ("mount: /mnt: hostfault already mounted\n", "trouble", "already mounted"),
+        ("", "trouble", "no verdict"),
     ],
 )
 def test_a_test_is_read_by_the_words_of_check(text: str, verdict: str, detail: str) -> None:
@@ -112,7 +112,7 @@ def _collect(found: Iterator[PartOutcome], into: list[PartOutcome]) -> None:
         into.append(outcome)  # one by one: those before an error count
 
 
-def test_a_test_that_loses_its_guest_has_failed_and_is_not_run_again(
+def test_a_test_that_loses_its_guest_is_trouble_and_is_not_run_again(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(main, "_send_fstests", lambda *_: None)
@@ -123,8 +123,9 @@ def test_a_test_that_loses_its_guest_has_failed_and_is_not_run_again(
         _collect(part.run(cast("Any", Bed("generic/001")), part.tests), outcomes)
     assert [(each.name, each.verdict) for each in outcomes] == [
         ("generic/003", "skipped"),
-        ("generic/001", "failed"),
+        ("generic/001", "trouble"),
     ]
+    assert main.exit_code(outcomes) == 2
     assert "Out of memory" in outcomes[-1].detail
 
 
