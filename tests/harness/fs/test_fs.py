@@ -140,8 +140,8 @@ def test_every_failure_is_in_the_table() -> None:
     ]
     lines = suites.table(outcomes).splitlines()
     assert [line.split() for line in lines[1:3]] == [
-        ["pjdfstest", "1", "1", "0"],
-        ["fsx", "0", "0", "1"],
+        ["pjdfstest", "1", "1", "0", "0"],
+        ["fsx", "0", "0", "1", "0"],
     ]
     assert lines[3] == "pjdfstest b: 8 of 9"
 
