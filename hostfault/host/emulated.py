@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import hostfault
@@ -24,7 +23,14 @@ from hostfault.case.folder import GUEST_QMP, HOST_SERIAL
 from hostfault.case.model import Ended, Event, Kernel, Scenario
 from hostfault.guest import boot, probe
 from hostfault.host import outer_qemu
-from hostfault.host.outer_qemu import GUEST_SSH_PORT, QMP_PORT, Machine, MachineSpec, Sockets
+from hostfault.host.outer_qemu import (
+    GUEST_QMP_PORT,
+    GUEST_SSH_PORT,
+    Descriptors,
+    Machine,
+    MachineSpec,
+    Sockets,
+)
 from hostfault.host.testbed import (
     AGENT_CALLS,
     ATTEMPTS,
@@ -137,6 +143,7 @@ class Notes:
     """What is remembered of a boot for its forks."""
 
     phases: Mapping[str, float]  # seconds
+    qemu_version: str  # of the guest's, as it said to whoever booted it
     guest_connections: Sequence[str]  # names of the logged-in clients
     probe: str  # name of the client whose command is a probe that waits
 
@@ -186,15 +193,16 @@ class Configuration:
         return self._cache.obtain("machines", self._key(), build), bool(built)
 
     def _key(self) -> str:
-        anywhere = Sockets.below(Path("/"))
+        anywhere, serial = Sockets.below(Path("/")), Path("/serial")
+        host = self._spec.command(anywhere, serial, Descriptors(0, 0, 0))
         return key_of(
             {
-                "layout": "6",  # of an entry, and of what is in a snapshot besides its inputs
+                "layout": "7",  # of an entry, and of what is in a snapshot besides its inputs
                 "kernel": self._spec.kernel.image,
                 "initramfs": self._spec.initramfs,
                 "disk": self._spec.image.key,
                 "qemu": self._spec.qemu.version,
-                "host": "\n".join(self._spec.command(anywhere, Path("/serial"), 0, 0)),
+                "host": "\n".join(host),
                 "guest": "\n".join(self._guest_command),
                 "virtiofsd": "\n".join(self._virtiofsd),  # the program is in the initramfs
                 "guest's environment": json.dumps(self._environment),
@@ -238,8 +246,7 @@ class Configuration:
             python = dataclasses.replace(PYTHON, on_tcg=self._on_tcg, instead=self._virtiofsd)
             self._backing.start(agent, DIRECTORY, python)
             recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
-            qmp = Sockets.below(directory).guest_qmp
-            launch = GuestLaunch(self._guest_command, self._environment, qmp)
+            launch = GuestLaunch(self._guest_command, self._environment, machine.guest_qmp)
             boot_guest(agent, self._backing, launch, recorder)
             self._policy.prove(agent)
             prove_qemu(agent, self._guest_qemu)
@@ -257,13 +264,12 @@ class Configuration:
             guest.log_in(Deadline(60.0, "SSH of the guest"))
             watch.lap("backend ready")
             agent.trace()  # so that a fork counts at once; a boot would have filled the maps
-            recorder.disconnect()
             agent.stop_child(boot.NAME)
             log.info("saving the snapshot")
             machine.save(entry / _SNAPSHOT, Deadline(60.0, "the snapshot to be saved"))
             watch.lap("save")
         shutil.copy(folder / HOST_SERIAL, entry / HOST_SERIAL)
-        notes = Notes(watch.phases, guest.spares, waiting.name)
+        notes = Notes(watch.phases, recorder.version, guest.spares, waiting.name)
         (entry / _NOTES).write_text(json.dumps(dataclasses.asdict(notes)))
 
     def _fork(self, stack: ExitStack, entry: Path, folder: Path, *, fresh: bool) -> Testbed:
@@ -282,9 +288,7 @@ class Configuration:
 
         agent = _call_agent(machine, patience=30.0)
         agent.continue_child(boot.NAME)
-        deadline = Deadline(30.0, "QMP of the guest's QEMU")
-        alive = partial(boot.check_alive, agent, self._guest_command)
-        recorder.connect(sockets.guest_qmp, deadline, alive)
+        recorder.go_on(machine.guest_qmp, notes.qemu_version)
         prove_kernel(agent, self._spec.kernel)
         prove_qemu(agent, self._guest_qemu)
         watch.lap("reach")
@@ -376,7 +380,7 @@ def _guest_command(scenario: Scenario, backing: Backing, added: Added, qemu: str
         kernel=f"{PAYLOAD}/guest-kernel",
         initramfs=f"{PAYLOAD}/guest-initramfs",
         directory=DIRECTORY,
-        qmp=f"socket,host=0.0.0.0,port={QMP_PORT},server=on,wait=off",
+        qmp=f"pipe,path=/dev/virtio-ports/{GUEST_QMP_PORT}",
         ssh_forward=f"tcp::{GUEST_SSH_PORT}-:22",
         backing=backing.qemu_options(DIRECTORY, added.policy.on_unbacked),
         append=boot.command_line(scenario, backing, added.guest_append),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import socket
@@ -24,14 +25,14 @@ from hostfault.plumbing.errors import (
     UsageError,
 )
 from hostfault.plumbing.process import spawn, tail
-from hostfault.remote.qmp import Recorder
+from hostfault.remote.qmp import Line, Recorder
 
 MEMORY = 1024  # MiB
 DYING = 10.0  # seconds that a killed QEMU may take to give back its memory
 VCPUS = 2  # one halves the guest's speed
-QMP_PORT = 4444  # in the host: the guest's QEMU listens for the harness
 GUEST_SSH_PORT = 10022  # in the host: forwarded to port 22 of the guest
-AGENT_PORT = "org.hostfault.agent"  # name of the virtio-serial port; images/host/second-init
+AGENT_PORT = "org.hostfault.agent"  # name of a virtio-serial port; images/host/second-init
+GUEST_QMP_PORT = "org.hostfault.guest-qmp"  # the same; the guest's QEMU has it open
 READY = "HOSTFAULT-HOST READY"
 REFUSAL = "HOSTFAULT-ERROR"  # in the lines in which its init says why it ends (images/host/init)
 LOCKUP = "soft lockup"  # in what Linux's watchdog says; the hard one's needs a PMU
@@ -78,11 +79,10 @@ class MachineSpec:
     accelerator: str  # "tcg" or "kvm"
     append: tuple[str, ...] = ()  # words that a person added to the kernel's command line
 
-    def command(self, sockets: Sockets, serial: Path, qmp_fd: int, agent_fd: int) -> list[str]:
+    def command(self, sockets: Sockets, serial: Path, fds: Descriptors) -> list[str]:
         """The command line, up to what decides whether it boots or loads."""
         forwards = (
             f"hostfwd=unix:{sockets.host_ssh}-:22",
-            f"hostfwd=unix:{sockets.guest_qmp}-:{QMP_PORT}",
             f"hostfwd=unix:{sockets.guest_ssh}-:{GUEST_SSH_PORT}",
         )
         accel = "tcg,thread=multi" if self.accelerator == "tcg" else self.accelerator
@@ -100,12 +100,24 @@ class MachineSpec:
             *("-device", "virtio-net-pci,netdev=net,romfile="),
             *("-device", "pvpanic-pci", "-action", "panic=pause"),
             *("-chardev", f"file,id=serial,path={serial},append=on", "-serial", "chardev:serial"),
-            *("-chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off"),
+            *("-chardev", f"socket,id=qmp,fd={fds.qmp},server=on,wait=off"),
             *("-mon", "chardev=qmp,mode=control"),
-            *("-chardev", f"socket,id=agent,fd={agent_fd}", "-device", "virtio-serial-pci"),
+            *("-device", "virtio-serial-pci"),
+            *("-chardev", f"socket,id=agent,fd={fds.agent}"),
             *("-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),
+            *("-chardev", f"socket,id=guest-qmp,fd={fds.guest_qmp}"),
+            *("-device", f"virtserialport,chardev=guest-qmp,id=guest-qmp,name={GUEST_QMP_PORT}"),
             *("-display", "none", "-no-reboot", "-S"),
         ]
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """What it has open from its start on, as file descriptors."""
+
+    qmp: int  # listens
+    agent: int  # one end of a stream
+    guest_qmp: int  # the same
 
 
 @dataclass(frozen=True)
@@ -114,15 +126,12 @@ class Sockets:
 
     host_qmp: Path
     host_ssh: Path
-    guest_qmp: Path
     guest_ssh: Path
 
     @classmethod
     def below(cls, directory: Path) -> Sockets:
         """Sockets in a directory; its path must be short (unix(7): 107 bytes)."""
-        return cls(
-            *(directory / name for name in ("host-qmp", "host-ssh", "guest-qmp", "guest-ssh"))
-        )
+        return cls(*(directory / name for name in ("host-qmp", "host-ssh", "guest-ssh")))
 
 
 class Serial:
@@ -150,10 +159,12 @@ class Machine:
         serial: Serial,
         log: Path,
         agent: socket.socket,
+        guest_qmp: socket.socket,
     ) -> None:
         self._child = child
         self.recorder = recorder
         self.agent = agent  # the stream to the agent in the machine
+        self.guest_qmp = Line(guest_qmp, self._guest_qmp_is_closed)
         self._serial = serial
         self._log = log
         self._scheduling = Scheduling(child.pid)
@@ -214,6 +225,15 @@ class Machine:
                 self._check_it_was_let_run("its watchdog reported a lockup")
             return Ended(None, None, words)
         return None
+
+    def _guest_qmp_is_closed(self) -> bool:
+        """Whether the guest's QEMU has closed its end (event VSERPORT_CHANGE, QAPI char.json)."""
+        changes = [
+            event.data.get("open")
+            for event in self.recorder.events()
+            if event.name == "VSERPORT_CHANGE" and event.data.get("id") == "guest-qmp"
+        ]
+        return changes[-1:] == [False]
 
     def _check_it_was_let_run(self, silence: str) -> None:
         """Raise :class:`HostfaultError` with the reason if QEMU did not get to run."""
@@ -290,10 +310,10 @@ def start(spec: MachineSpec, directory: Path, folder: Path, *, incoming: bool) -
     with ExitStack() as stack:
         recorder = stack.enter_context(Recorder("host QMP", folder / HOST_QMP, host=True))
         listener = stack.enter_context(_listen(sockets.host_qmp))
-        ours, theirs = socket.socketpair()
-        stack.enter_context(ours)
-        stack.enter_context(theirs)
-        argv = spec.command(sockets, serial.path, listener.fileno(), theirs.fileno())
+        agent, agent_there = _stream(stack)
+        guest_qmp, guest_qmp_there = _stream(stack)
+        fds = Descriptors(listener.fileno(), agent_there.fileno(), guest_qmp_there.fileno())
+        argv = spec.command(sockets, serial.path, fds)
         if incoming:
             argv += ["-incoming", "defer"]
         child = stack.enter_context(
@@ -301,16 +321,22 @@ def start(spec: MachineSpec, directory: Path, folder: Path, *, incoming: bool) -
                 argv,
                 log=log,
                 env=environment_of(spec.qemu),
-                pass_fds=(listener.fileno(), theirs.fileno()),
+                pass_fds=dataclasses.astuple(fds),
                 grace=0.0,
             )
         )
         listener.close()
-        theirs.close()
-        machine = Machine(child, recorder, serial, log, ours)
+        agent_there.close()
+        guest_qmp_there.close()
+        machine = Machine(child, recorder, serial, log, agent, guest_qmp)
         deadline = Deadline(20.0, "QMP of the emulated host")
         recorder.connect(sockets.host_qmp, deadline, machine.check_alive)
         yield machine
+
+
+def _stream(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair()
+    return stack.enter_context(ours), stack.enter_context(theirs)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
 from hostfault.plumbing.ssh_keys import Identity
 from hostfault.remote.agent import Agent
-from hostfault.remote.qmp import Recorder
+from hostfault.remote.qmp import Line, Recorder
 from hostfault.remote.shell import Shell, Stream
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class GuestLaunch:
 
     argv: Sequence[str]
     env: Mapping[str, str]
-    qmp: Path  # its socket on this machine
+    qmp: Path | Line  # its socket on this machine, or the way to it
     changes_user: bool = False  # by itself, see host/qemu.py
 
 
@@ -146,7 +146,11 @@ def boot_guest(agent: Agent, backing: Backing, launch: GuestLaunch, recorder: Re
         _check_running(agent, recorder)
         boot.check_alive(agent, launch.argv)
 
-    recorder.connect(launch.qmp, Deadline(30.0, "QMP of the guest's QEMU"), alive)
+    deadline = Deadline(30.0, "QMP of the guest's QEMU")
+    if isinstance(launch.qmp, Line):
+        recorder.pick_up(launch.qmp, deadline, alive)
+    else:
+        recorder.connect(launch.qmp, deadline, alive)
     recorder.execute("cont")
     log.info("waiting for the guest to boot")
     boot.wait_ready(agent, Deadline(BOOT_PATIENCE, "the guest to boot"), alive)

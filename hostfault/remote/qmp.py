@@ -12,6 +12,9 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -25,9 +28,19 @@ from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
 
 T = TypeVar("T")
 
+SLICE = 0.1  # seconds after which a wait looks whether it is in vain
+
 # Every message is in the transcript, and what goes wrong is raised: no need to print it too.
 logging.getLogger("qemu.qmp").propagate = False
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True)
+class Line:
+    """A stream to a QEMU that is there before QEMU is, and does not end with it."""
+
+    stream: socket.socket
+    is_closed: Callable[[], bool]  # whether QEMU has closed its end
 
 
 class _Client(QMPClient):
@@ -58,6 +71,7 @@ class Recorder:
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"qmp-{name}")
         self._thread.daemon = True
         self._client = self._new_client()
+        self._is_closed: Callable[[], bool] = lambda: False  # see Line
 
     def __enter__(self) -> Recorder:
         self._thread.start()
@@ -101,6 +115,35 @@ class Recorder:
             return True
 
         poll(deadline, attempt, interval=0.05)
+
+    def pick_up(self, line: Line, deadline: Deadline, alive: Callable[[], None]) -> None:
+        """Wait for the greeting of a QEMU at the other end of a line, and negotiate.
+
+        ``alive`` is called now and then, and raises if QEMU is known to be gone. Raises
+        :class:`~hostfault.plumbing.errors.DeadlineError`.
+        """
+        connecting = self._begin(self._client.connect(line.stream))
+
+        def connected() -> bool | None:
+            alive()
+            with suppress(TimeoutError):
+                connecting.result(SLICE)
+                return True
+            return None
+
+        poll(deadline, connected, interval=0.0)
+        self._is_closed = line.is_closed
+
+    def go_on(self, line: Line, version: str) -> None:
+        """Go on with a line on which everything was negotiated; QEMU says nothing by itself then.
+
+        ``version`` is QEMU's. Raises as :meth:`execute` does.
+        """
+        self._client.await_greeting = self._client.negotiate = False
+        self._wait(self._client.connect(line.stream), 5.0)
+        self.version = version
+        self._is_closed = line.is_closed
+        self.execute("query-status")
 
     def _new_client(self) -> _Client:
         client = _Client(self._name)
@@ -188,9 +231,15 @@ class Recorder:
         await self._client.connect(peer)
 
     def _wait(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result(seconds)
-        except TimeoutError:
-            future.cancel()
-            raise
+        future, deadline = self._begin(work), Deadline(seconds, self._name)
+        while True:
+            try:
+                return future.result(min(SLICE, deadline.left()))
+            except TimeoutError:
+                if not (future.done() or deadline.passed() or self._is_closed()):
+                    continue
+                future.cancel()
+                raise
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)

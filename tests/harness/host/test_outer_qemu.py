@@ -61,9 +61,9 @@ def machine(log: Path, qemu: PretendedQemu, words: str = "") -> Machine:
     serial = Serial(log)
     with log.open("a") as stream:
         stream.write(words)
-    return Machine(
-        cast("Any", qemu), cast("Any", qemu), serial, log.with_name("qemu.log"), cast("Any", None)
-    )
+    nothing, pretended = cast("Any", None), cast("Any", qemu)
+    qemu_log = log.with_name("qemu.log")
+    return Machine(pretended, pretended, serial, qemu_log, nothing, nothing)
 
 
 def shutdown(reason: str) -> Event:
@@ -105,6 +105,22 @@ def test_a_panic_is_the_end_of_a_host(log: Path) -> None:
     ended = machine(log, PretendedQemu(None, PANIC), "Oops: 0002\n").ended()
     assert ended is not None
     assert ended.words == "Oops: 0002\n"
+
+
+def port_changes(*, is_open: bool, port: str = "guest-qmp") -> Event:
+    return Event("VSERPORT_CHANGE", 1.0, {"id": port, "open": is_open}, host=True)
+
+
+def test_the_line_to_the_guests_qemu_is_closed_when_qemu_closes_its_port(log: Path) -> None:
+    opened, closed = port_changes(is_open=True), port_changes(is_open=False)
+    another = port_changes(is_open=False, port="another")
+    for events, is_closed in (
+        ((), False),
+        ((opened, another), False),
+        ((opened, closed), True),
+        ((opened, closed, opened), False),
+    ):
+        assert machine(log, PretendedQemu(None, *events)).guest_qmp.is_closed() is is_closed
 
 
 def test_a_host_that_resets_itself_has_ended(log: Path) -> None:

@@ -18,7 +18,7 @@ from hostfault.plumbing.errors import (
     HostfaultError,
     LaunchError,
 )
-from hostfault.remote.qmp import Recorder
+from hostfault.remote.qmp import Line, Recorder
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 11, "minor": 1, "micro": 3}}, "capabilities": []}}
 STOP = {"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}
@@ -83,6 +83,58 @@ def recording(tmp_path: Path, script: Callable[[Peer], None]) -> Iterator[Record
     with qemu(path, script), Recorder("test", tmp_path / "qmp.jsonl") as recorder:
         recorder.connect(path, Deadline(10.0, "the scripted QEMU"))
         yield recorder
+
+
+@contextmanager
+def on_a_line(tmp_path: Path) -> Iterator[tuple[Recorder, Line, Peer, threading.Event]]:
+    """A recorder and a line to a QEMU; the event closes QEMU's end, without an end of file."""
+    ours, theirs = socket.socketpair()
+    closed = threading.Event()
+    with ours, theirs, Recorder("test", tmp_path / "qmp.jsonl") as recorder:
+        yield recorder, Line(ours, closed.is_set), Peer(theirs), closed
+
+
+def test_a_line_is_picked_up_when_its_qemu_begins_to_speak(tmp_path: Path) -> None:
+    with on_a_line(tmp_path) as (recorder, line, peer, _):
+        begins = threading.Timer(0.3, peer.negotiate)  # QEMU is started after the line is there
+        begins.start()
+        recorder.pick_up(line, Deadline(10.0, "the scripted QEMU"), lambda: None)
+        begins.join()
+        assert recorder.version == "11.1.3"
+
+
+def test_a_qemu_that_dies_before_it_speaks_is_not_waited_for(tmp_path: Path) -> None:
+    def gone() -> None:
+        raise LaunchError("QEMU", ["qemu"], 1, "no such device")
+
+    with on_a_line(tmp_path) as (recorder, line, _, _), pytest.raises(LaunchError):
+        recorder.pick_up(line, Deadline(60.0, "the scripted QEMU"), gone)
+
+
+def test_a_qemu_that_never_speaks_ends_at_the_deadline(tmp_path: Path) -> None:
+    with on_a_line(tmp_path) as (recorder, line, _, _), pytest.raises(DeadlineError):
+        recorder.pick_up(line, Deadline(0.3, "the scripted QEMU"), lambda: None)
+
+
+def test_a_line_goes_on_in_a_fork_without_a_greeting(tmp_path: Path) -> None:
+    with on_a_line(tmp_path) as (recorder, line, peer, _):
+        answers = threading.Thread(target=peer.answer, args=({"status": "running"}, STOP))
+        answers.start()
+        recorder.go_on(line, "11.1.3")
+        answers.join()
+        assert recorder.version == "11.1.3"
+        assert [event.name for event in recorder.events()] == ["STOP"]
+
+
+def test_a_qemu_that_closes_its_end_of_a_line_is_a_lost_connection(tmp_path: Path) -> None:
+    with on_a_line(tmp_path) as (recorder, line, _, closed):
+        closing = threading.Timer(0.3, closed.set)
+        closing.start()
+        soon = Deadline(10.0, "the recorder to see that the line is closed")
+        with pytest.raises(ConnectionLostError):
+            recorder.go_on(line, "11.1.3")
+        closing.join()
+        assert not soon.passed()  # a command that is not answered takes longer
 
 
 def test_an_event_that_comes_before_the_reply_is_kept(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hostfault.backing import BACKINGS
 from hostfault.case.model import GuestImage, HostImage, Kernel, Qemu, Scenario
 from hostfault.case.settings import Settings
 from hostfault.host.emulated import PAYLOAD, EmulatedHost, GuestQemu
-from hostfault.host.outer_qemu import Sockets
+from hostfault.host.outer_qemu import Descriptors, Sockets
 from hostfault.image.qemu import BuiltQemu
 from hostfault.plumbing.cache import Cache
 from hostfault.plumbing.errors import GuestLostError
@@ -58,7 +58,8 @@ def test_a_parameter_of_kvm_is_in_the_snapshots_key(
     monkeypatch.setattr(lab_module, "host_initramfs", lambda *_: Path("/h/initramfs"))
     host = PretendedLab(Settings(host="emulated", kvm_options=("npt=0",)), Cache(tmp_path)).host
     assert isinstance(host, EmulatedHost)
-    words = host.machine_for(BACKINGS["ram"]).command(Sockets.below(Path("/")), Path("/s"), 0, 0)
+    machine = host.machine_for(BACKINGS["ram"])
+    words = machine.command(Sockets.below(Path("/")), Path("/s"), Descriptors(0, 0, 0))
     assert "kvm_amd.npt=0" in words[words.index("-append") + 1].split()
 
 
