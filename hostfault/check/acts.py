@@ -17,7 +17,7 @@ from hostfault.host.emulated import PYTHON
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
-from hostfault.run.observe import Armed
+from hostfault.run.arm import Armed
 
 PARAMETERS = "/sys/module/kvm/parameters"
 DEFECTS = {  # numbers of the parameter "mutant" (kernels/patches/mutants)

@@ -16,8 +16,9 @@ from hostfault.check.plan import Case
 from hostfault.host.testbed import ATTEMPTS, Testbed
 from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import GuestLostError, HostfaultError
+from hostfault.run.arm import arm
 from hostfault.run.lab import Lab
-from hostfault.run.observe import PATIENCE, Recording, arm
+from hostfault.run.observe import PATIENCE, Recording
 
 log = logging.getLogger(__name__)
 

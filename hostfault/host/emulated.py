@@ -240,7 +240,8 @@ class Configuration:
             )
             log.info("booting the host kernel %s under emulation", self._spec.kernel.release)
             machine.boot(Deadline(120.0, "the emulated host to boot"))
-            agent = _call_agent(machine, patience=60.0)
+            _agent(machine, timeout=60.0).hello()
+            agent = _agent(machine)
             watch.lap("host boot")
             stack.enter_context(self._logs_kept_if_it_fails(agent, failed))
             python = dataclasses.replace(PYTHON, on_tcg=self._on_tcg, instead=self._virtiofsd)
@@ -286,8 +287,8 @@ class Configuration:
         sockets = Sockets.below(directory)
         recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
 
-        agent = _call_agent(machine, patience=30.0)
-        agent.continue_child(boot.NAME)
+        _agent(machine, timeout=30.0).continue_child(boot.NAME)
+        agent = _agent(machine)
         recorder.go_on(machine.guest_qmp, notes.qemu_version)
         prove_kernel(agent, self._spec.kernel)
         prove_qemu(agent, self._guest_qemu)
@@ -389,12 +390,11 @@ def _guest_command(scenario: Scenario, backing: Backing, added: Added, qemu: str
     return boot.command(spec, scenario.vcpus)
 
 
-def _call_agent(machine: Machine, patience: float) -> Agent:
-    """The agent in the machine, once it answers; ``patience`` in seconds."""
+def _agent(machine: Machine, timeout: float = 10.0) -> Agent:
+    """The agent in the machine; ``timeout``, in seconds, is for an answer."""
 
     def alive() -> None:
         if machine.ended() is not None:
             raise ConnectionLostError("the emulated host is dead")
 
-    Agent(machine.agent, alive, timeout=patience).hello()
-    return Agent(machine.agent, alive)
+    return Agent(machine.agent, alive, timeout)

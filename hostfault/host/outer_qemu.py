@@ -294,7 +294,9 @@ class Machine:
                 raise HostfaultError(f"migration failed: {answer.get('error-desc', answer)}")
             return "completed" if answer.get("status") == "completed" else None
 
-        poll(deadline, status, interval=0.02)
+        while status() is None:
+            deadline.check()
+            self.recorder.wait_changed(0.02)  # each step of a migration is an event
 
 
 @contextmanager

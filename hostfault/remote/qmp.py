@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -168,8 +169,18 @@ class Recorder:
         Raises :class:`ConnectionLostError` if QEMU is gone or does not answer within ``timeout``
         seconds, and :class:`HostfaultError` with QEMU's words if it refuses.
         """
+        return self.ask(command, arguments, timeout)()
+
+    def ask(
+        self, command: str, arguments: Mapping[str, Any] | None = None, timeout: float = 15.0
+    ) -> Callable[[], Any]:
+        """Begin to run a command; what is returned waits for its value, as :meth:`execute` does."""
+        asked = self._begin(self._client.execute(command, arguments))
+        return partial(self._answer, command, asked, timeout)
+
+    def _answer(self, command: str, asked: Future[Any], timeout: float) -> Any:
         try:
-            return self._wait(self._client.execute(command, arguments), timeout)
+            return self._result(asked, timeout)
         except ExecuteError as error:
             raise HostfaultError(f"{self._name}: {command}: {error}") from error
         except (ExecInterruptedError, TimeoutError, EOFError, OSError) as error:
@@ -181,7 +192,12 @@ class Recorder:
 
     def monitor(self, line: str, timeout: float = 15.0) -> str:
         """Run a command of the human monitor; returns its text."""
-        return str(self.execute("human-monitor-command", {"command-line": line}, timeout))
+        return self.ask_monitor(line, timeout)()
+
+    def ask_monitor(self, line: str, timeout: float = 15.0) -> Callable[[], str]:
+        """Begin to run it; what is returned waits for its text."""
+        answer = self.ask("human-monitor-command", {"command-line": line}, timeout)
+        return lambda: str(answer())
 
     def events(self) -> tuple[Event, ...]:
         """Every event so far; ``at`` is :func:`hostfault.plumbing.deadline.now`."""
@@ -231,7 +247,10 @@ class Recorder:
         await self._client.connect(peer)
 
     def _wait(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
-        future, deadline = self._begin(work), Deadline(seconds, self._name)
+        return self._result(self._begin(work), seconds)
+
+    def _result(self, future: Future[T], seconds: float) -> T:
+        deadline = Deadline(seconds, self._name)
         while True:
             try:
                 return future.result(min(SLICE, deadline.left()))

@@ -59,7 +59,8 @@ from hostfault.plumbing.cache import Cache, default_cache
 from hostfault.plumbing.errors import GuestLostError, MissingCapabilityError
 from hostfault.plumbing.short_directory import sweep_short_directories
 from hostfault.plumbing.ssh_keys import Identity, identity
-from hostfault.run.observe import arm, observe
+from hostfault.run.arm import arm
+from hostfault.run.observe import observe
 
 if TYPE_CHECKING:
     from hostfault.host.remote import RemoteHost

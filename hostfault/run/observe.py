@@ -1,22 +1,15 @@
-"""Arm a case in a test bed, and record everything until a verdict is proven."""
+"""Inject the fault of an armed case, and record everything until a verdict is proven."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from hostfault import __version__
-from hostfault.access import ACCESSES
-from hostfault.backing import NUMBER, PAGES
 from hostfault.case.counting import KERNEL_SPACE
 from hostfault.case.model import (
-    PAGE_SIZE,
     Ended,
     Event,
     FrameFaults,
@@ -24,8 +17,6 @@ from hostfault.case.model import (
     Recovery,
     RecoveryKind,
     Sample,
-    Scenario,
-    Terms,
     UserspaceExit,
     VcpuPlace,
     VerdictKind,
@@ -33,154 +24,24 @@ from hostfault.case.model import (
 from hostfault.case.statistics import why_unprovable
 from hostfault.case.trouble import trouble
 from hostfault.case.verdict import judge
-from hostfault.fault import FAULTS, Fault, Scene, require
-from hostfault.guest import boot, policy, probe
-from hostfault.host.testbed import HostLife, Testbed
-from hostfault.image.qemu import PROGRAM
+from hostfault.fault import FAULTS, Fault, Scene
+from hostfault.guest import boot, policy
+from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import (
     ConnectionLostError,
-    GuestLostError,
     HostfaultError,
-    MissingCapabilityError,
-    UsageError,
 )
-from hostfault.remote.agent import Agent
-from hostfault.remote.qmp import Recorder
-from hostfault.run.liveness import Liveness
+from hostfault.run.arm import Armed, ask_vcpu_stats
 from hostfault.run.place import place_of
 
 log = logging.getLogger(__name__)
 
-PATTERN: tuple[int | None, ...] = tuple(range(0x80, 0x80 + PAGES))  # a byte for each page
-STORED = 0x5A  # what an access that writes leaves; in no page's pattern
 RECOVERY_PATIENCE = 10.0  # seconds from undoing a fault until "it does not recover"
 PATIENCE = 30.0  # seconds from the touch until "nothing is proven" is an answer too
 ENDING = 3.0  # seconds that a process may take to end, once its connections are gone
 INTERVAL = 0.02  # seconds between samples
-NEEDED_EVENTS = frozenset({"kvm_page_fault"})  # tracepoints without which nothing can be proven
 TAILS = (boot.CONSOLE, f"{boot.NAME}.log")
-
-
-@dataclass(frozen=True)
-class Armed:
-    """The proven state from which the fault may be injected."""
-
-    scenario: Scenario
-    terms: Terms
-    scene: Scene
-    task: probe.Probe
-    gfn: int  # the frame that the access will touch
-    address: int | None  # where QEMU has that frame mapped; None: it does not say
-    liveness: Liveness
-    counted_by: str = "tracefs"  # see Observation
-
-
-def arm(testbed: Testbed, scenario: Scenario) -> Armed:
-    """Bring the guest task to the state "mapped, touched, waiting for the word".
-
-    Proven from both sides: the probe says that it is armed, the backing at which frame it is.
-    """
-    fault, access, backing = FAULTS[scenario.fault], ACCESSES[scenario.access], testbed.backing
-    if reason := require(fault, backing):
-        raise UsageError(reason)
-    fill = list(PATTERN)
-    if fault.starts_as_hole:
-        fill[NUMBER] = None
-    liveness = Liveness(testbed.guest)
-    liveness.ask()
-    counted_by = start_tracing(testbed.agent)
-    page, view = backing.make_page(testbed.agent, fill), backing.view()
-    page_first = not fault.starts_as_hole
-    task = probe.Probe(testbed.probe or probe.start(testbed.guest))
-    task.request(view, access.name, STORED, page_first=page_first)
-    wait_armed(task, testbed.host)
-    gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
-    first_gfn = gfn if page_first else gfn - view.offset // PAGE_SIZE
-    if counted_by == "tracefs":
-        calibrate(testbed.agent, first_gfn, 0 if access.by_kernel else task.report().rip)
-    else:
-        require_two_dimensional_paging(testbed.agent)
-    terms = Terms(
-        takes_page=fault.takes_page,
-        control=fault.control,
-        writes=access.writes,
-        by_kernel=access.by_kernel,
-        expected=fault.expected(access, fill[NUMBER] or 0, STORED),
-    )
-    scene = Scene(testbed.agent, testbed.guest, page, view)
-    address = _host_address(testbed.recorder, gfn)
-    return Armed(scenario, terms, scene, task, gfn, address, liveness, counted_by)
-
-
-def wait_armed(task: probe.Probe, host: HostLife) -> None:
-    """Wait for the probe.
-
-    Raises :class:`GuestLostError` if the guest hangs up on a host that lives, whose CPU TCG
-    emulates. Nothing has been done to either by then, so the same case may be tried again.
-    """
-    try:
-        task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
-    except ConnectionLostError as error:
-        if host.on_tcg and host.ended() is None:
-            raise GuestLostError(f"the connection ended before the arming: {error}") from error
-        raise
-
-
-def start_tracing(agent: Agent) -> str:
-    """Begin to count; returns by what, see :class:`Observation`.
-
-    Raises :class:`MissingCapabilityError` for a kernel that cannot, although we may.
-    """
-    missing = NEEDED_EVENTS - set(agent.trace(anew=False))
-    how, why = agent.counted_by()
-    if why:
-        log.info("no tracepoint is counted: %s", why)
-    if missing and how:
-        raise MissingCapabilityError(
-            "tracing",
-            f"the host's kernel cannot count {', '.join(sorted(missing))}: "
-            "see kernels/config/50-tracing.config for the options that it needs",
-        )
-    return how
-
-
-def calibrate(agent: Agent, gfn: int, rip: int) -> None:
-    """Check that the tracer saw the first touch, at its frame and its instruction.
-
-    A tracer that is blind proves nothing later. It is without two-dimensional paging, where the
-    address that it shows is a virtual one. ``rip`` is 0 where the guest's kernel has it.
-    """
-    seen = agent.sample(boot.NAME, (), gfn)["faults"]
-    if any(fault[0] == gfn and (rip == 0 or fault[1] in (0, rip)) for fault in seen):
-        return
-    raise MissingCapabilityError(
-        "tracing",
-        f"KVM's tracepoint did not show the first touch of gfn {gfn:#x} at {rip:#x}: is "
-        f"two-dimensional paging off, or this another PID namespace? It showed {seen[:4]}",
-    )
-
-
-def require_two_dimensional_paging(agent: Agent) -> None:
-    """Where no first touch can be seen: without it, addresses and statistics mean another thing.
-
-    Raises :class:`MissingCapabilityError`. (Both parameters can be read by every user.)
-    """
-    told = []
-    for path in ("kvm_amd/parameters/npt", "kvm_intel/parameters/ept"):
-        with suppress(HostfaultError):  # a module that is not there
-            told.append(f"{path}={agent.read(f'/sys/module/{path}', 0, 16)[0].strip()}")
-    if not any(each.endswith(("=Y", "=1")) for each in told):
-        raise MissingCapabilityError(
-            "tracing", f"without tracefs, two-dimensional paging must be on: {told or 'no KVM'}"
-        )
-
-
-def _host_address(recorder: Recorder, gfn: int) -> int | None:
-    """Where QEMU has a guest frame mapped, as it says itself (HMP ``gpa2hva``)."""
-    said = recorder.monitor(f"gpa2hva {gfn * PAGE_SIZE:#x}")
-    found = re.search(r"is (0x[0-9a-f]+)", said)
-    return int(found[1], 16) if found else None
 
 
 def observe(
@@ -219,7 +80,6 @@ class Recording:
         self._taken = False  # whether the host has been asked to take the page away
         self._started = now()
         self._touched = 0.0
-        running = testbed.agent.hello()
         self._so_far = Observation(
             scenario=armed.scenario,
             terms=armed.terms,
@@ -227,15 +87,15 @@ class Recording:
             expected_gfn=armed.gfn,
             waited=0.0,
             probe=armed.task.report(),
-            host_release=str(running.get("release", "")),
-            kvm_build_id=str(running.get("kvm_build_id", "")),
+            host_release=armed.running.host_release,
+            kvm_build_id=armed.running.kvm_build_id,
             version=__version__,
             on_tcg=testbed.host.on_tcg,
             vmm_policy=testbed.policy.name,
             qemu_version=testbed.recorder.version,
-            qemu_build_id=testbed.agent.program_of(boot.NAME, PROGRAM),
+            qemu_build_id=armed.running.qemu_build_id,
             counted_by=armed.counted_by,
-            host_log_read=testbed.agent.reads_kernel_log(),
+            host_log_read=armed.running.host_log_read,
         )
 
     @property
@@ -340,10 +200,11 @@ class Recording:
 
     def _last_look(self) -> None:
         testbed = self._testbed
+        registers = testbed.recorder.ask_monitor("info registers -a")
         console, qemu_log = boot.logs(testbed.agent)
         self._so_far = dataclasses.replace(
             self._so_far,
-            registers=_ask(lambda: testbed.recorder.monitor("info registers -a"), ""),
+            registers=_ask(registers, ""),
             guest_console=console,
             qemu_log=qemu_log,
             host_log=testbed.agent.kernel_log(),
@@ -405,11 +266,13 @@ class Recording:
         testbed = self._testbed
         tails = (*TAILS, *testbed.policy.logs)
         address = self._address if self._taken else None
+        asked_status = testbed.recorder.ask("query-status")  # QEMU works while the agent does
+        asked_stats = ask_vcpu_stats(testbed.recorder)
         seen = testbed.agent.sample(
             boot.NAME, tails, self._so_far.expected_gfn, address, place=self._instructions()
         )
-        run_state = _ask(lambda: str(testbed.recorder.execute("query-status")["status"]), "")
-        stats: Mapping[str, int] = _ask(lambda: vcpu_stats(testbed), {})
+        run_state = _ask(lambda: str(asked_status()["status"]), "")
+        stats: Mapping[str, int] = _ask(asked_stats, {})
         sample = Sample(
             at=now() - self._touched,
             faults=tuple(FrameFaults(*fault) for fault in seen["faults"]),
@@ -477,19 +340,6 @@ class Recording:
             for event in sorted(events, key=lambda event: event.at)
             if event.at >= self._started
         ]
-
-
-def vcpu_stats(testbed: Testbed) -> dict[str, int]:
-    """KVM's counters by name, of all vCPUs together (QMP ``query-stats``, QAPI stats.json)."""
-    answer = testbed.recorder.execute(
-        "query-stats", {"target": "vcpu", "providers": [{"provider": "kvm"}]}
-    )
-    total: Counter[str] = Counter()
-    for vcpu in answer:
-        for stat in vcpu["stats"]:
-            if type(stat["value"]) is int:  # not the booleans, like guest_mode
-                total[stat["name"]] += stat["value"]
-    return dict(total)
 
 
 def _ended(code: int | None, words: str) -> Ended | None:

@@ -13,8 +13,8 @@ from hostfault.backing.virtiofs_dax import MOUNT_POINT
 from hostfault.guest import boot
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
+from hostfault.run.arm import vcpu_stats
 from hostfault.run.lab import Lab
-from hostfault.run.observe import vcpu_stats
 from hostfault.told.outcome import EFAULT, Outcome
 from hostfault.told.plan import Measurement
 
@@ -84,7 +84,7 @@ def _work(testbed: Testbed) -> None:
 
 
 def _count(testbed: Testbed) -> Count:
-    stats = vcpu_stats(testbed)
+    stats = vcpu_stats(testbed.recorder)
     returns: Counter[int] = Counter()
     for _, error, count in testbed.agent.sample(boot.NAME, ())["exits"]:
         returns[error] += count

@@ -16,8 +16,9 @@ from hostfault.guest import probe
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError
+from hostfault.run.arm import STORED, Armed, arm
 from hostfault.run.lab import Lab
-from hostfault.run.observe import STORED, Armed, arm, observe
+from hostfault.run.observe import observe
 from hostfault.told import crowd, exits, save
 from hostfault.told.outcome import Outcome
 from hostfault.told.plan import Measurement

@@ -15,8 +15,9 @@ from hostfault.guest import boot
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline, poll
 from hostfault.plumbing.errors import ConnectionLostError, DeadlineError, HostfaultError
+from hostfault.run.arm import arm
 from hostfault.run.lab import Lab
-from hostfault.run.observe import arm, observe
+from hostfault.run.observe import observe
 from hostfault.told.outcome import Outcome
 from hostfault.told.plan import Measurement
 

@@ -19,8 +19,9 @@ from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
 from hostfault.plumbing.progress import heard_by
+from hostfault.run.arm import arm
 from hostfault.run.lab import Lab
-from hostfault.run.observe import arm, observe
+from hostfault.run.observe import observe
 
 SCENARIO = Scenario("virtiofs-dax", "none", "load", async_pf=True)
 

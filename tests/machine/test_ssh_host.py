@@ -20,8 +20,9 @@ from hostfault.plumbing.deadline import Deadline, poll
 from hostfault.plumbing.errors import ConnectionLostError, SetupError
 from hostfault.plumbing.progress import heard_by
 from hostfault.remote.openssh import Target
+from hostfault.run.arm import arm
 from hostfault.run.lab import Lab
-from hostfault.run.observe import arm, observe
+from hostfault.run.observe import observe
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,9 +29,10 @@ class CountingGuest:
     def sample(self, _name: str, _tails: object) -> dict[str, Any]:
         return {"exits": [[2, 0, 10 * self.runs], [39, -14, int(self.runs >= 3)]]}
 
-    def execute(self, _command: str, _arguments: object) -> list[Any]:
+    def ask(self, _command: str, _arguments: object) -> Callable[[], list[Any]]:
         names = {"exits": self.exits, "pf_taken": 7 * self.runs}
-        return [{"stats": [{"name": name, "value": value} for name, value in names.items()]}]
+        stats = [{"name": name, "value": value} for name, value in names.items()]
+        return lambda: [{"stats": stats}]
 
 
 class PretendedLab:

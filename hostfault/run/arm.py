@@ -1,0 +1,216 @@
+"""Arm a case in a test bed: its guest task waits for the word, and what it stands on is known."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from hostfault.access import ACCESSES
+from hostfault.backing import NUMBER, PAGES
+from hostfault.case.model import PAGE_SIZE, Scenario, Terms
+from hostfault.fault import FAULTS, Scene, require
+from hostfault.guest import boot, probe
+from hostfault.host.testbed import HostLife, Testbed
+from hostfault.image.qemu import PROGRAM
+from hostfault.plumbing.deadline import Deadline
+from hostfault.plumbing.errors import (
+    ConnectionLostError,
+    GuestLostError,
+    HostfaultError,
+    MissingCapabilityError,
+    UsageError,
+)
+from hostfault.remote.agent import Agent
+from hostfault.remote.qmp import Recorder
+from hostfault.run.liveness import Liveness
+
+log = logging.getLogger(__name__)
+
+PATTERN: tuple[int | None, ...] = tuple(range(0x80, 0x80 + PAGES))  # a byte for each page
+STORED = 0x5A  # what an access that writes leaves; in no page's pattern
+NEEDED_EVENTS = frozenset({"kvm_page_fault"})  # tracepoints without which nothing can be proven
+
+
+@dataclass(frozen=True)
+class Running:
+    """What runs, as the host says; see Observation."""
+
+    host_release: str
+    kvm_build_id: str
+    qemu_build_id: str
+    host_log_read: bool
+
+    @classmethod
+    def on(cls, agent: Agent) -> Running:
+        """Ask for it."""
+        said = agent.hello()
+        return cls(
+            host_release=str(said.get("release", "")),
+            kvm_build_id=str(said.get("kvm_build_id", "")),
+            qemu_build_id=agent.program_of(boot.NAME, PROGRAM),
+            host_log_read=agent.reads_kernel_log(),
+        )
+
+
+@dataclass(frozen=True)
+class Armed:
+    """The proven state from which the fault may be injected."""
+
+    scenario: Scenario
+    terms: Terms
+    scene: Scene
+    task: probe.Probe
+    gfn: int  # the frame that the access will touch
+    address: int | None  # where QEMU has that frame mapped; None: it does not say
+    liveness: Liveness
+    running: Running
+    counted_by: str = "tracefs"  # see Observation
+
+
+def arm(testbed: Testbed, scenario: Scenario) -> Armed:
+    """Bring the guest task to the state "mapped, touched, waiting for the word".
+
+    Proven from both sides: the probe says that it is armed, the backing at which frame it is.
+    """
+    fault, access, backing = FAULTS[scenario.fault], ACCESSES[scenario.access], testbed.backing
+    if reason := require(fault, backing):
+        raise UsageError(reason)
+    fill = list(PATTERN)
+    if fault.starts_as_hole:
+        fill[NUMBER] = None
+    counted_by = start_tracing(testbed.agent)
+    page, view = backing.make_page(testbed.agent, fill), backing.view()
+    page_first = not fault.starts_as_hole
+    task = probe.Probe(testbed.probe or probe.start(testbed.guest))
+    task.request(view, access.name, STORED, page_first=page_first)
+    # The guest has enough to do now: meanwhile, what does not depend on it.
+    running = Running.on(testbed.agent)
+    liveness = Liveness(testbed.guest)
+    liveness.ask()
+    if testbed.host.on_tcg:
+        ask_early(testbed)
+    wait_armed(task, testbed.host)
+    gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
+    first_gfn = gfn if page_first else gfn - view.offset // PAGE_SIZE
+    if counted_by == "tracefs":
+        calibrate(testbed.agent, first_gfn, 0 if access.by_kernel else task.report().rip)
+    else:
+        require_two_dimensional_paging(testbed.agent)
+    terms = Terms(
+        takes_page=fault.takes_page,
+        control=fault.control,
+        writes=access.writes,
+        by_kernel=access.by_kernel,
+        expected=fault.expected(access, fill[NUMBER] or 0, STORED),
+    )
+    scene = Scene(testbed.agent, testbed.guest, page, view)
+    address = _host_address(testbed.recorder, gfn)
+    return Armed(scenario, terms, scene, task, gfn, address, liveness, running, counted_by)
+
+
+def ask_early(testbed: Testbed) -> None:
+    """Ask once for all that is asked for later.
+
+    An emulated CPU translates what it runs for the first time, which takes longer than the
+    answer; in a fork that is everything.
+    """
+    testbed.agent.sample(boot.NAME, (boot.CONSOLE,))
+    testbed.agent.kernel_log()
+    testbed.recorder.execute("query-status")
+    testbed.recorder.monitor("info registers -a")
+    vcpu_stats(testbed.recorder)
+
+
+def wait_armed(task: probe.Probe, host: HostLife) -> None:
+    """Wait for the probe.
+
+    Raises :class:`GuestLostError` if the guest hangs up on a host that lives, whose CPU TCG
+    emulates. Nothing has been done to either by then, so the same case may be tried again.
+    """
+    try:
+        task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
+    except ConnectionLostError as error:
+        if host.on_tcg and host.ended() is None:
+            raise GuestLostError(f"the connection ended before the arming: {error}") from error
+        raise
+
+
+def start_tracing(agent: Agent) -> str:
+    """Begin to count; returns by what, see :class:`Observation`.
+
+    Raises :class:`MissingCapabilityError` for a kernel that cannot, although we may.
+    """
+    missing = NEEDED_EVENTS - set(agent.trace(anew=False))
+    how, why = agent.counted_by()
+    if why:
+        log.info("no tracepoint is counted: %s", why)
+    if missing and how:
+        raise MissingCapabilityError(
+            "tracing",
+            f"the host's kernel cannot count {', '.join(sorted(missing))}: "
+            "see kernels/config/50-tracing.config for the options that it needs",
+        )
+    return how
+
+
+def calibrate(agent: Agent, gfn: int, rip: int) -> None:
+    """Check that the tracer saw the first touch, at its frame and its instruction.
+
+    A tracer that is blind proves nothing later. It is without two-dimensional paging, where the
+    address that it shows is a virtual one. ``rip`` is 0 where the guest's kernel has it.
+    """
+    seen = agent.sample(boot.NAME, (), gfn)["faults"]
+    if any(fault[0] == gfn and (rip == 0 or fault[1] in (0, rip)) for fault in seen):
+        return
+    raise MissingCapabilityError(
+        "tracing",
+        f"KVM's tracepoint did not show the first touch of gfn {gfn:#x} at {rip:#x}: is "
+        f"two-dimensional paging off, or this another PID namespace? It showed {seen[:4]}",
+    )
+
+
+def require_two_dimensional_paging(agent: Agent) -> None:
+    """Where no first touch can be seen: without it, addresses and statistics mean another thing.
+
+    Raises :class:`MissingCapabilityError`. (Both parameters can be read by every user.)
+    """
+    told = []
+    for path in ("kvm_amd/parameters/npt", "kvm_intel/parameters/ept"):
+        with suppress(HostfaultError):  # a module that is not there
+            told.append(f"{path}={agent.read(f'/sys/module/{path}', 0, 16)[0].strip()}")
+    if not any(each.endswith(("=Y", "=1")) for each in told):
+        raise MissingCapabilityError(
+            "tracing", f"without tracefs, two-dimensional paging must be on: {told or 'no KVM'}"
+        )
+
+
+def _host_address(recorder: Recorder, gfn: int) -> int | None:
+    """Where QEMU has a guest frame mapped, as it says itself (HMP ``gpa2hva``)."""
+    said = recorder.monitor(f"gpa2hva {gfn * PAGE_SIZE:#x}")
+    found = re.search(r"is (0x[0-9a-f]+)", said)
+    return int(found[1], 16) if found else None
+
+
+def ask_vcpu_stats(recorder: Recorder) -> Callable[[], dict[str, int]]:
+    """Ask for :func:`vcpu_stats`; what is returned waits for them."""
+    answer = recorder.ask("query-stats", {"target": "vcpu", "providers": [{"provider": "kvm"}]})
+    return lambda: _total(answer())
+
+
+def vcpu_stats(recorder: Recorder) -> dict[str, int]:
+    """KVM's counters by name, of all vCPUs together (QMP ``query-stats``, QAPI stats.json)."""
+    return ask_vcpu_stats(recorder)()
+
+
+def _total(answer: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for vcpu in answer:
+        for stat in vcpu["stats"]:
+            if type(stat["value"]) is int:  # not the booleans, like guest_mode
+                total[stat["name"]] += stat["value"]
+    return dict(total)
