@@ -197,7 +197,7 @@ class Configuration:
         host = self._spec.command(anywhere, serial, Descriptors(0, 0, 0))
         return key_of(
             {
-                "layout": "7",  # of an entry, and of what is in a snapshot besides its inputs
+                "layout": "8",  # of an entry, and of what is in a snapshot besides its inputs
                 "kernel": self._spec.kernel.image,
                 "initramfs": self._spec.initramfs,
                 "disk": self._spec.image.key,
@@ -250,6 +250,7 @@ class Configuration:
             launch = GuestLaunch(self._guest_command, self._environment, machine.guest_qmp)
             boot_guest(agent, self._backing, launch, recorder)
             self._policy.prove(agent)
+            prove_kernel(agent, self._spec.kernel)
             prove_qemu(agent, self._guest_qemu)
             watch.lap("guest boot")
             guest = CarriedShell(agent, GUEST_CLIENT)
@@ -287,11 +288,11 @@ class Configuration:
         sockets = Sockets.below(directory)
         recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
 
+        recorder.go_on(machine.guest_qmp, notes.qemu_version)
+        answer = recorder.ask("query-status")
         _agent(machine, timeout=30.0).continue_child(boot.NAME)
         agent = _agent(machine)
-        recorder.go_on(machine.guest_qmp, notes.qemu_version)
-        prove_kernel(agent, self._spec.kernel)
-        prove_qemu(agent, self._guest_qemu)
+        answer()
         watch.lap("reach")
         return Testbed(
             backing=self._backing,

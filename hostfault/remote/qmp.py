@@ -138,13 +138,12 @@ class Recorder:
     def go_on(self, line: Line, version: str) -> None:
         """Go on with a line on which everything was negotiated; QEMU says nothing by itself then.
 
-        ``version`` is QEMU's. Raises as :meth:`execute` does.
+        ``version`` is QEMU's. Only a command shows whether it answers.
         """
         self._client.await_greeting = self._client.negotiate = False
         self._wait(self._client.connect(line.stream), 5.0)
         self.version = version
         self._is_closed = line.is_closed
-        self.execute("query-status")
 
     def _new_client(self) -> _Client:
         client = _Client(self._name)

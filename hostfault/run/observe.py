@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 RECOVERY_PATIENCE = 10.0  # seconds from undoing a fault until "it does not recover"
 PATIENCE = 30.0  # seconds from the touch until "nothing is proven" is an answer too
 ENDING = 3.0  # seconds that a process may take to end, once its connections are gone
-INTERVAL = 0.02  # seconds between samples
+INTERVAL = 0.01  # seconds between samples
 TAILS = (boot.CONSOLE, f"{boot.NAME}.log")
 
 

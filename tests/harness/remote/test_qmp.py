@@ -121,6 +121,7 @@ def test_a_line_goes_on_in_a_fork_without_a_greeting(tmp_path: Path) -> None:
         answers = threading.Thread(target=peer.answer, args=({"status": "running"}, STOP))
         answers.start()
         recorder.go_on(line, "11.1.3")
+        assert recorder.execute("query-status") == {"status": "running"}
         answers.join()
         assert recorder.version == "11.1.3"
         assert [event.name for event in recorder.events()] == ["STOP"]
@@ -131,8 +132,9 @@ def test_a_qemu_that_closes_its_end_of_a_line_is_a_lost_connection(tmp_path: Pat
         closing = threading.Timer(0.3, closed.set)
         closing.start()
         soon = Deadline(10.0, "the recorder to see that the line is closed")
+        recorder.go_on(line, "11.1.3")
         with pytest.raises(ConnectionLostError):
-            recorder.go_on(line, "11.1.3")
+            recorder.execute("query-status")
         closing.join()
         assert not soon.passed()  # a command that is not answered takes longer
 
