@@ -92,8 +92,6 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     running = Running.on(testbed.agent)
     liveness = Liveness(testbed.guest)
     liveness.ask()
-    if testbed.host.on_tcg:
-        ask_early(testbed)
     wait_armed(task, testbed.host)
     gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
     first_gfn = gfn if page_first else gfn - view.offset // PAGE_SIZE
@@ -111,19 +109,6 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     scene = Scene(testbed.agent, testbed.guest, page, view)
     address = _host_address(testbed.recorder, gfn)
     return Armed(scenario, terms, scene, task, gfn, address, liveness, running, counted_by)
-
-
-def ask_early(testbed: Testbed) -> None:
-    """Ask once for all that is asked for later.
-
-    An emulated CPU translates what it runs for the first time, which takes longer than the
-    answer; in a fork that is everything.
-    """
-    testbed.agent.sample(boot.NAME, (boot.CONSOLE,))
-    testbed.agent.kernel_log()
-    testbed.recorder.execute("query-status")
-    testbed.recorder.monitor("info registers -a")
-    vcpu_stats(testbed.recorder)
 
 
 def wait_armed(task: probe.Probe, host: HostLife) -> None:
