@@ -83,6 +83,8 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     fill = list(PATTERN)
     if fault.starts_as_hole:
         fill[NUMBER] = None
+    liveness = Liveness(testbed.guest)
+    liveness.ask()
     counted_by = start_tracing(testbed.agent)
     page, view = backing.make_page(testbed.agent, fill), backing.view()
     page_first = not fault.starts_as_hole
@@ -90,8 +92,6 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     task.request(view, access.name, STORED, page_first=page_first)
     # The guest has enough to do now: meanwhile, what does not depend on it.
     running = Running.on(testbed.agent)
-    liveness = Liveness(testbed.guest)
-    liveness.ask()
     wait_armed(task, testbed.host)
     gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
     first_gfn = gfn if page_first else gfn - view.offset // PAGE_SIZE
