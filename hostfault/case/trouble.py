@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from hostfault.case.model import Event, Observation
 from hostfault.case.vmm import was_injected
-from hostfault.case.words import GUEST_OOPS, how_it_ended, last_line, line_around
+from hostfault.case.words import GUEST_OOPS, HOST_OOPS, how_it_ended, last_line, line_around
 from hostfault.plumbing.errors import GuestLostError, HostfaultError
 
 OUT_OF_MEMORY = re.compile(r"Out of memory: Killed process|Memory cgroup out of memory")
@@ -20,6 +20,11 @@ def trouble(observation: Observation) -> HostfaultError | None:
         ended = observation.back_end_ended
         how = how_it_ended(ended)
         return HostfaultError(f"the back-end ended ({how}): {last_line(ended.words)}")
+    if _host_lost_by_tcg(observation):
+        return GuestLostError(
+            "the emulated host reset itself without a word of its kernel's, on a CPU that TCG "
+            "emulates: that is seen in one case of some hundred"
+        )
     if _lost_by_tcg(observation):
         return GuestLostError(
             "the guest reset itself without a word of its kernel's, on a CPU that TCG emulates: "
@@ -31,6 +36,17 @@ def trouble(observation: Observation) -> HostfaultError | None:
         why = line_around(observation.host_log, victim) if victim else "somebody killed it"
         return HostfaultError(f"QEMU was ended by SIGKILL, which says nothing of KVM: {why}")
     return None
+
+
+def _host_lost_by_tcg(observation: Observation) -> bool:
+    """Whether an emulated host came to a triple fault that nothing accounts for; see below."""
+    ended = observation.host_ended
+    if not observation.on_tcg or ended is None or HOST_OOPS.search(ended.words):
+        return False
+    host_events = [event for event in observation.events if event.host]
+    if any(event.name == "GUEST_PANICKED" for event in host_events):
+        return False
+    return any(event.data.get("reason") == "guest-reset" for event in host_events)
 
 
 def _lost_by_tcg(observation: Observation) -> bool:

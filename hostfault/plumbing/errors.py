@@ -94,7 +94,7 @@ class DeadlineError(HostfaultError):
 
 
 class GuestLostError(HostfaultError):
-    """A guest on an emulated CPU reset itself without a word of its kernel's: try it again."""
+    """A machine on an emulated CPU reset itself without a word of its kernel's: try it again."""
 
 
 class ConnectionLostError(HostfaultError):

@@ -108,6 +108,33 @@ def test_a_reset_that_something_accounts_for_is_a_guest_death(changes: dict[str,
     assert kind_of(spinning(**dead)) is VerdictKind.GUEST_DEATH
 
 
+HOST_RESET = Event("SHUTDOWN", 0.1, {"guest": True, "reason": "guest-reset"}, host=True)
+
+
+def test_an_emulated_host_that_resets_itself_silently_is_lost_and_no_verdict() -> None:
+    lost = spinning(events=(HOST_RESET,), host_ended=Ended(0, None, "RIP=0 RFL=46"), on_tcg=True)
+    assert judge(lost) is None
+    with pytest.raises(GuestLostError):
+        final_verdict(lost)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"on_tcg": False},
+        {"host_ended": Ended(0, None, "[ 3.1] BUG: unable to handle page fault\n")},
+        {"events": (Event("GUEST_PANICKED", 0.1, {}, host=True), HOST_RESET)},
+    ],
+    ids=["real CPU", "an oops on the console", "pvpanic"],
+)
+def test_a_reset_of_a_host_that_something_accounts_for_is_a_host_death(
+    changes: dict[str, Any],
+) -> None:
+    silent = Ended(0, None, "RIP=0 RFL=46")
+    dead = {"events": (HOST_RESET,), "host_ended": silent, "on_tcg": True, **changes}
+    assert kind_of(spinning(**dead)) is VerdictKind.HOST_DEATH
+
+
 def test_row_11_words_on_the_console_are_no_death_but_evidence_of_one() -> None:
     panic = "[ 3.1] Kernel panic - not syncing: Attempted to kill init!\n"
     assert judge(observed(sample(-0.1), sample(0.1), guest_console=panic)) is None
