@@ -132,7 +132,12 @@ class Recorder:
                 return True
             return None
 
-        poll(deadline, connected, interval=0.0)
+        try:
+            poll(deadline, connected, interval=0.0)
+        except HostfaultError:
+            connecting.cancel()
+            self._client = self._new_client()  # one that was cut off half-way stays unusable
+            raise
         self._is_closed = line.is_closed
 
     def go_on(self, line: Line, version: str) -> None:
