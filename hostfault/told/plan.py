@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from itertools import product
 
 from hostfault.access import ACCESSES
+from hostfault.backing.store import FOLDER
 from hostfault.case.model import STOCK, Scenario
 from hostfault.case.settings import Settings
+from hostfault.host.emulated import DIRECTORY
 
 STOCK_KERNEL = "7.3.4"
 THREAD = "7.3.4+error-table"  # as the thread's patch, v4, has it
@@ -15,6 +17,7 @@ AT_ONCE = "7.3.4+fail-at-once"
 OURS = "7.3.4+tell-user-space"
 LATE = "7.3.4+tell-user-space-late"
 OLDER = "6.12+tell-user-space"
+DIMM_AT = 0x1_0800_0000  # where a guest has its DIMM: above 4 GiB, a memory block of its own
 PLAIN_QEMU, OUR_QEMU = "10.0+unchanged", "10.0+on-unbacked"
 
 
@@ -38,6 +41,7 @@ class Measurement:
     guest_kernel: str | None = None
     qemu: str = "image"  # of the guest
     qemu_options: tuple[str, ...] = ()
+    guest_append: tuple[str, ...] = ()
     words: str = ""  # what is special about it
     tasks: Tasks | None = None
 
@@ -50,6 +54,7 @@ class Measurement:
             guest_kernel=self.guest_kernel,
             qemu=self.qemu,
             qemu_options=self.qemu_options,
+            guest_append=self.guest_append,
             vmm_policy=self.policy,
             accept="task",
         )
@@ -202,6 +207,30 @@ def _saves() -> list[Measurement]:
     ]
 
 
+def _own() -> list[Measurement]:
+    """The guest's kernel takes memory for itself that the host does not have."""
+    file = f"{DIRECTORY}/{FOLDER}/dimm"
+    dimm = (
+        *("-m", "slots=1"),
+        *("-object", f"memory-backend-file,id=dimm,size=128M,share=on,mem-path={file}"),
+        *("-device", f"pc-dimm,memdev=dimm,addr={DIMM_AT:#x}"),
+    )
+    case = Scenario("virtio-pmem", "full", "load", async_pf=True)
+    rows = ((STOCK_KERNEL, STOCK), (AT_ONCE, STOCK), (OURS, "mce"), (OURS, "stop"))
+    return [
+        Measurement(
+            "own",
+            f"own-{policy}" if kernel != AT_ONCE else "own-at-once",
+            case,
+            kernel,
+            policy,
+            qemu_options=dimm,
+            guest_append=("memhp_default_state=offline",),
+        )
+        for kernel, policy in rows
+    ]
+
+
 def _exits() -> list[Measurement]:
     """The same work in a guest without any fault, the capability there or not, enabled or not."""
     rows = (
@@ -223,5 +252,5 @@ def _short(scenario: Scenario) -> str:
 CELLS: tuple[Measurement, ...] = (
     *(*_outcomes(), *_cases(), *_hard()),
     *(*_stops(), *_qemus(), *_same(), *_guests(), *_crowds()),
-    *(*_saves(), *_exits()),
+    *(*_own(), *_saves(), *_exits()),
 )

@@ -19,7 +19,7 @@ from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError
 from hostfault.run.arm import STORED, Armed, arm
 from hostfault.run.lab import Lab
 from hostfault.run.observe import observe
-from hostfault.told import crowd, exits, save
+from hostfault.told import crowd, exits, own, save
 from hostfault.told.outcome import Outcome
 from hostfault.told.plan import Measurement
 
@@ -30,6 +30,7 @@ AGAIN = "the page once more"
 # How the cells of a table are measured that are more than a case.
 NO_PLAIN_CASES: Mapping[str, Callable[[Lab, Measurement, Path], Outcome]] = {
     "crowds": crowd.run,
+    "own": own.run,
     "saves": save.run,
     "exits": exits.run,
 }

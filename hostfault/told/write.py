@@ -21,6 +21,7 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "qemus": ("QEMU", "host kernel", "policy", "case", "gets", "told", "afterwards", "`--only`"),
     "saves": ("backing", "fault", "QEMU", "host kernel", "the vCPU", "the guest", "`--only`"),
     "exits": ("host kernel", "a run of the work, in the median of five", "told", "`--only`"),
+    "own": ("host kernel", "policy", "the guest's kernel gets", "told", "afterwards", "`--only`"),
     "same": ("fault", "host kernel", "policy", "gets", "afterwards", "`--only`"),
 }
 
@@ -111,6 +112,9 @@ def _row(cell: Measurement, result: ToldRun, table: str) -> tuple[str, ...]:
         return (cell.words, cell.policy, f"{gets}{cpu}", f"{result.told:,}", key)
     if table == "hard":
         return (cell.scenario.access, cell.policy, gets, after, key)
+    if table == "own":
+        words = f"`{result.verdict}`: {result.summary}"
+        return (f"`{cell.kernel}`", cell.policy, words, f"{result.told:,}", after, key)
     if table == "same":
         return (cell.scenario.fault, f"`{cell.kernel}`", cell.policy, gets, after, key)
     scenario = cell.scenario
