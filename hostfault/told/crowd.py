@@ -12,7 +12,7 @@ from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline, now
 from hostfault.plumbing.errors import HostfaultError
 from hostfault.run.lab import Lab
-from hostfault.told.outcome import EFAULT, Outcome
+from hostfault.told.outcome import EFAULT, Outcome, Ran
 from hostfault.told.plan import Measurement, Tasks
 
 FILE = "crowd"
@@ -66,6 +66,7 @@ def _signalled(testbed: Testbed, found: crowd.Crowd, tasks: Tasks) -> Outcome:
         told=counts.failed,
         deeds=counts.deeds,
         guest_answers=_answers(testbed),
+        ran=Ran.on(testbed),
     )
 
 
@@ -92,6 +93,7 @@ def _waiting(testbed: Testbed, found: crowd.Crowd, tasks: Tasks, path: str) -> O
         deeds=last.deeds,
         recovery="goes-on" if whole else "lost",
         guest_answers=_answers(testbed),
+        ran=Ran.on(testbed),
     )
 
 

@@ -15,7 +15,7 @@ from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
 from hostfault.run.arm import vcpu_stats
 from hostfault.run.lab import Lab
-from hostfault.told.outcome import EFAULT, Outcome
+from hostfault.told.outcome import EFAULT, Outcome, Ran
 from hostfault.told.plan import Measurement
 
 RUNS = 5
@@ -62,8 +62,10 @@ def run(lab: Lab, cell: Measurement, folder: Path) -> Outcome:
         for _ in range(RUNS):
             _work(testbed)
             counts.append(_count(testbed))
+        ran = Ran.on(testbed)
     runs = [after.since(before) for before, after in itertools.pairwise(counts)]
-    return Outcome("ok", in_words(runs), told=sum(each.failed for each in runs), guest_answers=True)
+    told = sum(each.failed for each in runs)
+    return Outcome("ok", in_words(runs), told, guest_answers=True, ran=ran)
 
 
 def in_words(runs: Sequence[Count]) -> str:

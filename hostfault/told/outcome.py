@@ -5,8 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hostfault.case.model import VmmDeed
+from hostfault.host.testbed import Testbed
+from hostfault.run.arm import Running
 
 EFAULT = 14  # errno(3)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What ran, as it says itself."""
+
+    qemu: str = ""  # version and build id of the guest's
+    host_release: str = ""
+    kvm_build_id: str = ""
+
+    @classmethod
+    def on(cls, testbed: Testbed) -> Ran:
+        """Ask for it."""
+        running = Running.on(testbed.agent)
+        qemu = f"{testbed.recorder.version} {running.qemu_build_id}"
+        return cls(qemu, running.host_release, running.kvm_build_id)
 
 
 @dataclass(frozen=True)
@@ -20,3 +38,4 @@ class Outcome:
     deeds: tuple[VmmDeed, ...] = ()
     recovery: str = ""
     guest_answers: bool | None = None
+    ran: Ran = Ran()

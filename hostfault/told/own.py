@@ -13,14 +13,14 @@ from pathlib import Path
 
 from hostfault.backing.store import FILE
 from hostfault.case.model import PAGE_SIZE, VmmDeed
-from hostfault.case.words import GUEST_OOPS, line_around
+from hostfault.case.words import GUEST_OOPS, VMM_WORDS, telling_line
 from hostfault.guest import boot, policy
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError, DeadlineError, HostfaultError
 from hostfault.remote.channel import Channel
 from hostfault.run.lab import Lab
-from hostfault.told.outcome import EFAULT, Outcome
+from hostfault.told.outcome import EFAULT, Outcome, Ran
 from hostfault.told.plan import DIMM_AT, Measurement
 
 PATIENCE = 60.0  # seconds until something is proven, and again until the guest has gone on
@@ -29,15 +29,17 @@ FAILED = 8  # returns of KVM_RUN with EFAULT, before a vCPU counts as kept out o
 SPINS = 1000  # faults on one gfn of the DIMM's, of which user space was not told
 LENGTH = 8 << 20  # bytes that the guest's kernel is then asked to keep
 LINE = "hostfault\n"
-WORK = f"""
-for each in /sys/devices/system/memory/memory*; do
-    [ "$(cat $each/state)" = offline ] || continue
-    echo online_kernel >$each/state || exit 1
-done
-mkdir /tmp/own && mount -t tmpfs own /tmp/own || exit 1
-yes {LINE.strip()} | head -c {LENGTH} >/tmp/own/file || exit 1
-printf '{{"step": "done", "sum": "%s"}}\\n' "$(md5sum </tmp/own/file | cut -d' ' -f1)"
-"""
+WORK = "; ".join(
+    (
+        "for each in /sys/devices/system/memory/memory*",
+        'do [ "$(cat $each/state)" = offline ] || continue',
+        "echo online_kernel >$each/state || exit 1",
+        "done",
+        "mkdir /tmp/own && mount -t tmpfs own /tmp/own || exit 1",
+        f"yes {LINE.strip()} | head -c {LENGTH} >/tmp/own/file || exit 1",
+        """printf '{"step": "done", "sum": "%s"}\\n' "$(md5sum </tmp/own/file | cut -d' ' -f1)\"""",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def run(lab: Lab, cell: Measurement, folder: Path) -> Outcome:
         verdict, words = _what_follows(testbed, work, cell.policy)
         counts = _count(testbed)
         recovery = "" if verdict == "guest-death" else _make_room(testbed, work)
+        ran = Ran.on(testbed)
     return Outcome(
         verdict=verdict,
         summary=words,
@@ -69,6 +72,7 @@ def run(lab: Lab, cell: Measurement, folder: Path) -> Outcome:
         deeds=counts.deeds,
         recovery=recovery,
         guest_answers=recovery == "goes-on",
+        ran=ran,
     )
 
 
@@ -81,9 +85,9 @@ def _what_follows(testbed: Testbed, work: Channel, policy_name: str) -> tuple[st
             raise HostfaultError("the guest's kernel took no page that the host did not have")
         names = {event.name for event in testbed.recorder.events()}
         if "GUEST_PANICKED" in names:
-            return "guest-death", _panic(boot.console(testbed.agent))
+            return "guest-death", telling_line(GUEST_OOPS, boot.console(testbed.agent))
         if "STOP" in names:
-            return "vm-exit", boot.qemu_log(testbed.agent).splitlines()[-1]
+            return "vm-exit", telling_line(VMM_WORDS, boot.qemu_log(testbed.agent))
         counts = _count(testbed)
         seen = f"{counts.failed} exits, {counts.faults:,} faults on gfn {counts.gfn:#x}"
         if policy_name == "stop" and counts.failed >= FAILED:
@@ -92,11 +96,6 @@ def _what_follows(testbed: Testbed, work: Channel, policy_name: str) -> tuple[st
             return "spin", f"the guest's kernel spins: {seen}"
         deadline.saw(seen)
         deadline.check()
-
-
-def _panic(console: str) -> str:
-    said = GUEST_OOPS.search(console)
-    return line_around(console, said) if said else "a panic without a word"
 
 
 def _make_room(testbed: Testbed, work: Channel) -> str:

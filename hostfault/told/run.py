@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hostfault import __version__
 from hostfault.case.counting import cpu_share, failed_exits, frame_growth
 from hostfault.case.model import Observation, RecoveryKind, VmmDeed
 from hostfault.case.verdict import final_verdict
@@ -76,7 +77,23 @@ def run(lab: Lab, cell: Measurement, folder: Path) -> ToldRun:
 def _run_once(lab: Lab, cell: Measurement, folder: Path) -> ToldRun:
     if cell.table in NO_PLAIN_CASES:
         found = NO_PLAIN_CASES[cell.table](lab, cell, folder)
-        return ToldRun(cell.key, _command(cell), faults=0, again="", **vars(found))
+        return ToldRun(
+            cell=cell.key,
+            command=_command(cell),
+            verdict=found.verdict,
+            summary=found.summary,
+            told=found.told,
+            faults=0,
+            cpu_share=found.cpu_share,
+            deeds=found.deeds,
+            guest_answers=found.guest_answers,
+            recovery=found.recovery,
+            again="",
+            qemu_ran=found.ran.qemu,
+            host_release=found.ran.host_release,
+            kvm_build_id=found.ran.kvm_build_id,
+            version=__version__,
+        )
     with lab.testbed(cell.scenario, folder) as testbed:
         armed = arm(testbed, cell.scenario)
         seen = observe(testbed, armed)

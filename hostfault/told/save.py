@@ -18,7 +18,7 @@ from hostfault.plumbing.errors import ConnectionLostError, DeadlineError, Hostfa
 from hostfault.run.arm import arm
 from hostfault.run.lab import Lab
 from hostfault.run.observe import observe
-from hostfault.told.outcome import Outcome
+from hostfault.told.outcome import Outcome, Ran
 from hostfault.told.plan import Measurement
 
 FILE = "saved"  # in the agent's directory
@@ -38,6 +38,7 @@ def run(lab: Lab, cell: Measurement, folder: Path) -> Outcome:
         verdict=final_verdict(seen).kind.value,
         summary=f"{gone}; with the page back: {back}",
         told=sum(each.count for each in failed_exits(seen)),
+        ran=Ran(f"{seen.qemu_version} {seen.qemu_build_id}", seen.host_release, seen.kvm_build_id),
     )
 
 

@@ -33,6 +33,18 @@ class Guest:
         self.sizes: list[int] = []
         self.samples = 0
 
+    # what runs
+    version = "11.1.3"
+
+    def hello(self) -> dict[str, str]:
+        return {"release": "7.3.4", "kvm_build_id": "ab"}
+
+    def program_of(self, *_: object) -> str:
+        return "cd"
+
+    def reads_kernel_log(self) -> bool:
+        return True
+
     # the stream
     def settimeout(self, _seconds: float) -> None: ...
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from hostfault.told import exits
+from hostfault.told.outcome import Ran
 from hostfault.told.plan import CELLS
 
 CELL = next(cell for cell in CELLS if cell.key == "exits-stock")
@@ -19,6 +20,17 @@ class CountingGuest:
 
     def __init__(self) -> None:
         self.runs = self.exits = 0
+
+    version = "11.1.3"
+
+    def hello(self) -> dict[str, str]:
+        return {"release": "7.3.4", "kvm_build_id": "ab"}
+
+    def program_of(self, *_: object) -> str:
+        return "cd"
+
+    def reads_kernel_log(self) -> bool:
+        return True
 
     def trace(self) -> None: ...
 
@@ -47,6 +59,7 @@ class PretendedLab:
 def test_each_run_is_counted_alone_and_the_first_one_not_at_all() -> None:
     guest = CountingGuest()
     found = exits.run(cast("Any", PretendedLab(guest)), CELL, Path("/"))
+    assert found.ran == Ran("11.1.3 cd", "7.3.4", "ab")
     assert guest.runs == exits.RUNS + 1
     assert "1,004 exits (1,002 to 1,006)" in found.summary
     assert "7 page faults (7 to 7)" in found.summary
