@@ -21,13 +21,15 @@ import paramiko
 from hostfault.backing import BACKINGS
 from hostfault.case.model import Scenario
 from hostfault.case.settings import Settings
+from hostfault.case.words import last_line
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import HostfaultError, UsageError
+from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, UsageError
 from hostfault.plumbing.progress import heard_by
 from hostfault.remote.ssh import SshShell
 from hostfault.run.lab import Lab
 
+LOOK = 1.0  # seconds of silence after which one looks whether the machines live
 TROUBLE = 255  # exit code of ours, as ssh has it; others are the command's
 
 
@@ -89,7 +91,7 @@ def _hand_over(testbed: Testbed, options: argparse.Namespace) -> int:
     shell = log_in(Deadline(30.0, "SSH"))
     try:
         if options.run is not None:
-            return _run(shell, options.run)
+            return _run(shell, options.run, testbed)
         if not sys.stdin.isatty():
             raise UsageError("no terminal: use --run COMMAND")
         print(_greeting(options))
@@ -107,13 +109,30 @@ def _greeting(options: argparse.Namespace) -> str:
     return f"\n{host if options.host else guest}\nCtrl-D ends it; nothing of it stays\n"
 
 
-def _run(shell: SshShell, command: str) -> int:
-    """Run a command, with its output as it comes; returns its exit code."""
+def _run(shell: SshShell, command: str, testbed: Testbed) -> int:
+    """Run a command, with its output as it comes; returns its exit code.
+
+    It may be silent for as long as the machines live; raises :class:`HostfaultError` if one ends.
+    """
     with shell.open(command, Deadline(30.0, "the command to start")) as channel:
-        while data := channel.recv(65536):
+        channel.settimeout(LOOK)
+        while True:
+            try:
+                data = channel.recv(65536)
+            except TimeoutError:
+                _check_alive(testbed)
+                continue
+            if not data:
+                return channel.recv_exit_status()
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
-        return channel.recv_exit_status()
+
+
+def _check_alive(testbed: Testbed) -> None:
+    if (ended := testbed.host.ended()) is not None:
+        raise ConnectionLostError(f"the emulated host has ended: {last_line(ended.words)}")
+    if any(event.name == "GUEST_PANICKED" for event in testbed.recorder.events()):
+        raise ConnectionLostError("the guest has panicked")
 
 
 def _interact(shell: SshShell) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from subprocess import Popen
 
 from hostfault.case.folder import HOST_QEMU_LOG, HOST_QMP, HOST_SERIAL
-from hostfault.case.model import Ended, Event, HostImage, Kernel, Qemu
+from hostfault.case.model import Ended, HostImage, Kernel, Qemu
 from hostfault.host.qemu import environment_of
 from hostfault.host.scheduling import Scheduling
 from hostfault.plumbing.deadline import Deadline, poll
@@ -98,7 +98,7 @@ class MachineSpec:
             *("-device", "virtio-blk-pci,drive=root"),
             *("-netdev", ",".join(("user,id=net,restrict=on", *forwards))),
             *("-device", "virtio-net-pci,netdev=net,romfile="),
-            *("-device", "pvpanic-pci", "-action", "panic=pause,shutdown=pause"),
+            *("-device", "pvpanic-pci", "-action", "panic=pause"),
             *("-chardev", f"file,id=serial,path={serial},append=on", "-serial", "chardev:serial"),
             *("-chardev", f"socket,id=qmp,fd={fds.qmp},server=on,wait=off"),
             *("-mon", "chardev=qmp,mode=control"),
@@ -214,12 +214,11 @@ class Machine:
         self._scheduling.look()
         code = self._child.poll()
         if code is not None:
+            if code == 0 and self._guest_shut_down():
+                return Ended(code, None, self._serial.text())
             words = self._serial.text() + tail(self._log)
             raise LaunchError("the emulated host's QEMU", _argv(self._child), code, words)
-        events = self.recorder.events()
-        if any(map(_is_its_own_end, events)):  # QEMU is paused then, with its last registers
-            return Ended(0, None, f"{self._registers()}\n{self._serial.text()}")
-        if any(event.name == "GUEST_PANICKED" for event in events):
+        if any(event.name == "GUEST_PANICKED" for event in self.recorder.events()):
             words = self._serial.text()
             if LOCKUP in words:
                 self._check_it_was_let_run("its watchdog reported a lockup")
@@ -243,11 +242,16 @@ class Machine:
                 f"run: {trouble}"
             )
 
-    def _registers(self) -> str:
+    def _guest_shut_down(self) -> bool:
+        """Whether QEMU said that it ends because the machine reset itself or switched itself off.
+
+        (QAPI run-state.json: reasons of the guest's own begin with "guest-".)
+        """
         try:
-            return self.recorder.monitor("info registers -a")
-        except HostfaultError as error:
-            return str(error)
+            event = self.recorder.wait_for("SHUTDOWN", Deadline(2.0, "the reason of the end"))
+        except DeadlineError:
+            return False
+        return str(event.data.get("reason", "")).startswith("guest-")
 
     def hung(self, words: str) -> Ended:
         """What to record for a host that runs and does not answer.
@@ -292,14 +296,6 @@ class Machine:
         while status() is None:
             deadline.check()
             self.recorder.wait_changed(0.02)  # each step of a migration is an event
-
-
-def _is_its_own_end(event: Event) -> bool:
-    """Whether QEMU says that the machine reset itself, or switched itself off.
-
-    (QAPI run-state.json: reasons of the guest's own begin with "guest-".)
-    """
-    return event.name == "SHUTDOWN" and str(event.data.get("reason", "")).startswith("guest-")
 
 
 @contextmanager
