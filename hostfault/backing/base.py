@@ -53,6 +53,7 @@ class Python:
     user: int | None = None  # whom it should become (and the group); None: nobody else
     on_tcg: bool = False  # on a host whose CPU TCG emulates
     instead: tuple[str, ...] = ()  # command line of what serves virtiofs there in place of ours
+    share_size: int = 128 << 20  # bytes that a guest can fill of what it serves
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,6 @@ TAG = "hostfault"
 WINDOW = 64 << 20  # bytes of the DAX window
 MOUNT_POINT = "/mnt"
 SHARED = "shared"  # in the agent's directory
-SHARE_SIZE = 128 << 20  # bytes that a guest can fill
 KEEP_FREE = 1 << 30  # bytes that it can't, where the share has no file system of its own
 FILE = "data"
 SOCKET = "daxfs.sock"
@@ -89,7 +88,7 @@ class VirtiofsDax:
         With ``python.instead`` another program serves: :mod:`hostfault.backing.foreign`.
         """
         agent.make_directory(SHARED)
-        own = agent.mount(SHARED, SHARE_SIZE)
+        own = agent.mount(SHARED, python.share_size)
         if python.instead:
             foreign.start(agent, python, f"{directory}/{SOCKET}", f"{directory}/{SHARED}", TAG)
             return

@@ -110,7 +110,9 @@ def lseek(share: Share, request: FuseRequest) -> bytes:
     if wanted.whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise error(errno.EINVAL)
     fd = share.handles.fd(wanted.handle, request.header.node)
-    return fuse.LseekOut(os.lseek(fd, _offset(wanted.offset), wanted.whence)).encode()
+    if wanted.offset >= 1 << 63:  # a negative one of the guest's task: there is nothing (lseek(2))
+        raise error(errno.ENXIO)
+    return fuse.LseekOut(os.lseek(fd, wanted.offset, wanted.whence)).encode()
 
 
 def access(share: Share, request: FuseRequest) -> bytes:

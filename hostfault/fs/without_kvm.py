@@ -12,6 +12,8 @@ from hostfault.host.local import LocalHost
 from hostfault.host.testbed import Added, Host
 from hostfault.run.lab import Lab
 
+SHARE_SIZE = 2 << 30  # bytes; without room for a page that a guest maps, TCG ends by SIGBUS
+
 # After those that name KVM and less memory, too little for fstests.
 _QEMU_OPTIONS = (
     *("-object", "memory-backend-memfd,id=room,size=1536M,share=on", "-m", "1536"),
@@ -29,6 +31,7 @@ class LabWithoutKvm(Lab):
             qemu_options=_QEMU_OPTIONS,
             guest_append=("loglevel=7",),  # a lost guest's kernel has told its console why
             virtiofsd=self._virtiofsd_line(),
+            share_size=SHARE_SIZE,
             keep_user=True,
         )
         return LocalHost(self._qemu, self._guest_kernel, self._guest_image, self._identity, added)

@@ -93,11 +93,10 @@ def bring_up(stack: ExitStack, site: Site, plan: GuestPlan, watch: Stopwatch) ->
     backing, agent = BACKINGS[plan.scenario.backing], site.agent
     others = [] if plan.added.keep_user else agent.other_users(2)
     qemu_user, backing_user = others or (None, None)
-    backing.start(
-        agent,
-        site.directory,
-        replace(site.python, user=backing_user, instead=plan.added.virtiofsd),
-    )
+    python = replace(site.python, user=backing_user, instead=plan.added.virtiofsd)
+    if plan.added.share_size is not None:
+        python = replace(python, share_size=plan.added.share_size)
+    backing.start(agent, site.directory, python)
     recorder = stack.enter_context(Recorder("guest QMP", plan.folder / GUEST_QMP))
     launch = GuestLaunch(
         _command(site, plan, qemu_user),

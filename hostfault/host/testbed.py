@@ -124,6 +124,7 @@ class Added:
     guest_append: tuple[str, ...] = ()
     policy: VmmPolicy = AS_IT_IS
     virtiofsd: tuple[str, ...] = ()  # command line of the back-end on the host, see --virtiofsd
+    share_size: int | None = None  # bytes of the share; None: what a case needs
     keep_user: bool = False  # QEMU and the back-end stay root: a guest may then give files away
 
 

@@ -212,8 +212,9 @@ def test_space_is_allocated_punched_and_found(guest: Guest, shared: Path) -> Non
     assert guest.read(node, handle, 4095, 3) == b"x\0\0"
     assert guest.lseek(node, handle, 0, os.SEEK_HOLE) == 4096
     assert guest.lseek(node, handle, 4096, os.SEEK_DATA) == 8192
-    with pytest.raises(OSError, match="No such device or address"):
-        guest.lseek(node, handle, 16384, os.SEEK_DATA)
+    for nowhere in (16384, (1 << 64) - 1):  # the end, and a task's offset of -1
+        with pytest.raises(OSError, match="No such device or address"):
+            guest.lseek(node, handle, nowhere, os.SEEK_DATA)
     with pytest.raises(OSError, match="not supported"):
         guest.fallocate(node, handle, 0, 4096, mode=8)  # collapse range
 
