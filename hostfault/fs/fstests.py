@@ -142,6 +142,7 @@ def check_command(name: str, patience: int = TEST_PATIENCE) -> str:
         f"cd /fstests; timeout -k 5 {patience} ./check {name} >/tmp/log 2>&1; code=$?; "
         f"[ $code != 124 ] || echo NO-END >>/tmp/log; tail -n 40 /tmp/log; "
         f"[ ! -f {results}.out.bad ] || diff tests/{name}.out {results}.out.bad | head -n 30; "
+        f"[ ! -f {results}.dmesg ] || tail -n 30 {results}.dmesg; "
         "rm -rf results /mnt/* || true"
     )
     return f"chroot {PLACE} /bin/bash -c '{inside}'"
