@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from hostfault.agent.child_memory import ChildMemory
 from hostfault.agent.children import PR_SET_PDEATHSIG, dismiss, end
 from hostfault.agent.counters import ANYWHERE, Counters, NoCounts, begin
 from hostfault.agent.datafiles import DataFiles
@@ -40,12 +41,11 @@ from hostfault.agent.modules import build_id_of
 from hostfault.agent.ports import open_port
 from hostfault.agent.privilege import other_users
 from hostfault.agent.procstat import mappings_of, vcpu_threads
-from hostfault.agent.programs import Programs
 
 LIMIT = 1 << 20  # bytes of a file that one request may ask for
 
 
-class AgentServer(Programs):
+class AgentServer(ChildMemory):
     """The operations. Every public method is one; its arguments are the request's fields.
 
     A guest can write to the directory that it shares. There, only ``make_file`` and what acts on
@@ -54,8 +54,7 @@ class AgentServer(Programs):
 
     def __init__(self, directory: Path, *, expendable: bool = False) -> None:
         """``expendable``: the machine is the harness's own, and nobody needs it afterwards."""
-        super().__init__(directory)
-        self._expendable = expendable
+        super().__init__(directory, expendable=expendable)
         self._files = DataFiles(directory)
         self._file_systems = OwnFileSystems()
         self._counters: Counters = NoCounts("nobody has asked to count")
@@ -126,10 +125,6 @@ class AgentServer(Programs):
     def make_room(self, path: str) -> None:
         """Undo :meth:`fill`."""
         self._file_systems.make_room(self._path(path))
-
-    def may_hurt(self) -> bool:
-        """Whether this machine may be harmed."""
-        return self._expendable
 
     def punch(self, path: str, at: int, length: int) -> None:
         """Take a range out of a file that was made; it reads as zeroes."""
@@ -256,7 +251,8 @@ class AgentServer(Programs):
 
         The counts of the frame ``watched`` are always among them; ``place`` are the first and the
         last instruction that may be the access. ``backed`` is whether the
-        child's own memory at ``address`` can be read; ``gone`` are other children that have ended.
+        child's own memory at ``address`` can be read; ``unanswered`` are the page faults that wait
+        for a server of :meth:`serve_mapping`; ``gone`` are other children that have ended.
         """
         threads = vcpu_threads(self._children[name].pid)
         return {
@@ -264,6 +260,7 @@ class AgentServer(Programs):
             "vcpu_seconds": sum(threads.values()),
             "ended": self.ended(name),
             "backed": None if address is None else self._is_backed(name, address),
+            "unanswered": self._unanswered(),
             "gone": {each: child.poll() for each, child in self._others(name)},
             "tails": [self.read(path, offset=-6000)["text"] for path in tails],
         }
@@ -330,12 +327,9 @@ class AgentServer(Programs):
             last_first.callback(self._cap.close)
             last_first.callback(lambda: self._counters.stop())
             last_first.callback(dismiss, self._guards)
+            last_first.callback(self._end_servers)
             for child in self._children.values():
                 last_first.callback(end, child)
-
-    def _check_may_hurt(self) -> None:
-        if not self._expendable:
-            raise PermissionError("this machine is not to be hurt")
 
     def _open_kernel_log(self) -> None:
         if self._kernel_log is None:

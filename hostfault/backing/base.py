@@ -31,6 +31,7 @@ class Ability(enum.Enum):
     SMALL_PAGES = "a host file that may end within a page"
     DISK = "a disk of its own that may fail"
     POOL = "a pool of huge pages of its own that may run dry"
+    MISSING_FAULTS = "memory whose missing pages a userfaultfd can be told of"
     BACK_END = "a program on the host that serves the guest"
 
 

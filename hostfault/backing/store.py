@@ -78,7 +78,7 @@ class TmpfsFile:
         return frozenset(
             {
                 *(Ability.HOST_FILE, Ability.HOST_PAGE, Ability.HOST_NAME),
-                *(Ability.SMALL_PAGES, Ability.OWN_FILE_SYSTEM),
+                *(Ability.SMALL_PAGES, Ability.OWN_FILE_SYSTEM, Ability.MISSING_FAULTS),
             }
         )
 
@@ -107,7 +107,9 @@ class TmpfsFile:
 class Memfd:
     """An anonymous file of QEMU's, sealed: nobody can cut it (memfd_create(2), F_SEAL_SHRINK)."""
 
-    abilities: frozenset[Ability] = frozenset({Ability.HOST_PAGE, Ability.SMALL_PAGES})
+    abilities: frozenset[Ability] = frozenset(
+        {Ability.HOST_PAGE, Ability.SMALL_PAGES, Ability.MISSING_FAULTS}
+    )
     private: bool = False
     page_size: int = PAGE_SIZE
     size: int = SMALL
@@ -165,7 +167,10 @@ class HugeFile:
     """A file on a hugetlbfs with pages of 2 MiB, none of them reserved (mmap(2), MAP_NORESERVE)."""
 
     abilities: frozenset[Ability] = frozenset(
-        {Ability.HOST_FILE, Ability.HOST_PAGE, Ability.HOST_NAME, Ability.POOL}
+        {
+            *(Ability.HOST_FILE, Ability.HOST_PAGE, Ability.HOST_NAME),
+            *(Ability.POOL, Ability.MISSING_FAULTS),
+        }
     )
     private: bool = False
     page_size: int = HUGE_PAGE

@@ -144,6 +144,7 @@ class Sample:
     exits: tuple[UserspaceExit, ...] = ()  # kvm:kvm_userspace_exit
     backed: bool | None = None  # reading QEMU's own address of the page works (None: not asked)
     stacks: tuple[str, ...] = ()  # of the vCPU threads in the host's kernel, if none has exited
+    unanswered: int | None = None  # page faults that wait for a userfaultfd's server; None: no such
     place: VcpuPlace | None = None  # None: not asked; only where no tracepoint is counted
 
 

@@ -13,6 +13,7 @@ from hostfault.fault.partial import PartialTruncation
 from hostfault.fault.punch import Punch, Starved
 from hostfault.fault.regrown import Regrown
 from hostfault.fault.truncate import Truncation
+from hostfault.fault.userfault import UserfaultPoison, UserfaultServer
 from hostfault.plumbing.registry import Registry
 
 FAULTS: Registry[Fault] = Registry(
@@ -28,6 +29,10 @@ FAULTS: Registry[Fault] = Registry(
         Punch(),
         Starved(),
         HardwarePoison(),
+        UserfaultPoison(),
+        UserfaultServer("uffd-served", "answers"),
+        UserfaultServer("uffd-dead", "hangs"),
+        UserfaultServer("uffd-gone", "ends"),
         HugetlbEmpty(),
         DiskError(),
         NameChange("rename"),

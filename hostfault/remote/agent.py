@@ -153,6 +153,33 @@ class Agent:
         """Mark the page of a file at an offset as broken hardware; see :meth:`may_hurt`."""
         self._ask("poison", path=path, at=at)
 
+    def poison_mapping(self, name: str, address: int, length: int) -> bool:
+        """Let a range of a child's memory, which has no page yet, be poisoned (UFFDIO_POISON).
+
+        False if the kernel is too old for that. See :meth:`may_hurt`.
+        """
+        return bool(self._ask("poison_mapping", name=name, address=address, length=length))
+
+    def forget_mapping(self, name: str, address: int, length: int) -> None:
+        """Take a range out of a child's page tables (madvise(2), MADV_DONTNEED).
+
+        Of a shared file the pages stay, a poison does not. See :meth:`may_hurt`.
+        """
+        self._ask("forget_mapping", name=name, address=address, length=length)
+
+    def serve_mapping(self, name: str, address: int, length: int, manner: str) -> None:
+        """Have a userfaultfd's server bring the missing pages of a range of a child's memory.
+
+        ``manner``: it "answers" with zeroes, it "hangs" until :meth:`continue_servers`, or it
+        "ends" at the first fault. See :meth:`may_hurt`.
+        """
+        asked = {"name": name, "address": address, "length": length, "manner": manner}
+        self._ask("serve_mapping", **asked)
+
+    def continue_servers(self) -> None:
+        """Let servers of :meth:`serve_mapping` go on that hang."""
+        self._ask("continue_servers")
+
     def change_name(self, path: str, how: str) -> int:
         """Rename, unlink or replace a file; returns the inode that has its name then, or 0."""
         return int(self._ask("change_name", path=path, how=how))
@@ -274,7 +301,8 @@ class Agent:
 
         The counts of the frame ``watched`` are always among them; ``place`` are the first and the
         last instruction that may be the access. ``backed`` tells whether QEMU's
-        own memory at ``address`` can be read.
+        own memory at ``address`` can be read, ``unanswered`` how many page faults wait for a server
+        of :meth:`serve_mapping`.
         """
         asked = {
             "name": name,

@@ -283,6 +283,7 @@ class Recording:
             run_state=run_state,
             exits=tuple(UserspaceExit(*each) for each in seen["exits"]),
             backed=seen["backed"],
+            unanswered=seen["unanswered"],
             stacks=() if self._has_exited(stats) else testbed.agent.stacks(boot.NAME),
             place=self._place(),
         )
