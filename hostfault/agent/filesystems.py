@@ -58,6 +58,7 @@ class OwnFileSystems:
     def __init__(self) -> None:
         self.pool = HugePages()
         self._disks: dict[Path, LoopDisk] = {}
+        self._cgroups: set[Path] = set()
         self._fillers: dict[Path, int] = {}  # what fills it; -1: nothing does
         self._mounted: set[Path] = set()
 
@@ -84,6 +85,12 @@ class OwnFileSystems:
         self._disks[directory] = disk
         _mount(directory, b"ext4", "", disk.device)
         return True
+
+    def mount_cgroups(self, directory: Path) -> None:
+        """Mount the machine's cgroups, once. Raises OSError: ENODEV for a kernel without."""
+        if directory not in self._cgroups:
+            _mount(directory, b"cgroup2", "")
+            self._cgroups.add(directory)
 
     def disk(self, directory: Path) -> LoopDisk:
         """What :meth:`mount_disk` has mounted there. Raises PermissionError."""
@@ -127,6 +134,9 @@ class OwnFileSystems:
         for place in self._mounted:
             _LIBC.umount2(os.fsencode(place), 2)  # MNT_DETACH
         self._mounted.clear()
+        for place in self._cgroups:
+            _LIBC.umount2(os.fsencode(place), 2)
+        self._cgroups.clear()
         for place, disk in self._disks.items():
             _LIBC.umount2(os.fsencode(place), 2)
             disk.close()

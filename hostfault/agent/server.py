@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from hostfault.agent.cgroup import Limit
 from hostfault.agent.child_memory import ChildMemory
 from hostfault.agent.children import PR_SET_PDEATHSIG, dismiss, end
 from hostfault.agent.counters import ANYWHERE, Counters, NoCounts, begin
@@ -59,6 +60,7 @@ class AgentServer(ChildMemory):
         self._file_systems = OwnFileSystems()
         self._counters: Counters = NoCounts("nobody has asked to count")
         self._kernel_log: int | None = None
+        self._limit: Limit | None = None
 
     def hello(self) -> dict[str, Any]:
         """Who is there, and which kernel runs."""
@@ -104,6 +106,29 @@ class AgentServer(ChildMemory):
         fd = self._files.fd(path)
         os.fsync(fd)
         os.posix_fadvise(fd, at, length, os.POSIX_FADV_DONTNEED)
+
+    def limit(self, name: str, controller: str) -> bool:
+        """Put a child into a cgroup without any room; False for a kernel without that controller.
+
+        Where :meth:`may_hurt` only: the cgroups are the machine's.
+        """
+        self._check_may_hurt()
+        place = self._path("cgroup")
+        place.mkdir(exist_ok=True)
+        try:
+            self._file_systems.mount_cgroups(place)
+            self._limit = Limit(place, controller)
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.EINVAL, errno.ENOENT):
+                return False
+            raise
+        self._limit.hold(self._children[name].pid)
+        return True
+
+    def lift_limit(self) -> None:
+        """Undo :meth:`limit`, but for the cgroup."""
+        if self._limit is not None:
+            self._limit.lift()
 
     def drain_pool(self) -> int:
         """Take the free huge pages from the pool; returns how many are still free."""

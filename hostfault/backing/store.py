@@ -79,6 +79,7 @@ class TmpfsFile:
             {
                 *(Ability.HOST_FILE, Ability.HOST_PAGE, Ability.HOST_NAME),
                 *(Ability.SMALL_PAGES, Ability.OWN_FILE_SYSTEM, Ability.MISSING_FAULTS),
+                Ability.CHARGED,
             }
         )
 
@@ -108,7 +109,7 @@ class Memfd:
     """An anonymous file of QEMU's, sealed: nobody can cut it (memfd_create(2), F_SEAL_SHRINK)."""
 
     abilities: frozenset[Ability] = frozenset(
-        {Ability.HOST_PAGE, Ability.SMALL_PAGES, Ability.MISSING_FAULTS}
+        {Ability.HOST_PAGE, Ability.SMALL_PAGES, Ability.MISSING_FAULTS, Ability.CHARGED}
     )
     private: bool = False
     page_size: int = PAGE_SIZE

@@ -12,6 +12,11 @@ from hostfault.case.words import GUEST_OOPS, HOST_OOPS, how_it_ended, last_line,
 from hostfault.plumbing.errors import GuestLostError, HostfaultError
 
 OUT_OF_MEMORY = re.compile(r"Out of memory: Killed process|Memory cgroup out of memory")
+OWN_LIMIT = re.compile(
+    r"(?s)(?P<who>CPU \d+/KVM|kworker/\S+) invoked oom-killer.*oom_memcg=/hostfault-limit\b"
+)
+"""What the kernel logs (mm/oom_kill.c) of an allocation for the guest, in the cgroup without room
+that the fault memcg-oom has put QEMU into."""
 
 
 def trouble(observation: Observation) -> HostfaultError | None:
@@ -31,7 +36,8 @@ def trouble(observation: Observation) -> HostfaultError | None:
             "that is seen in one case of some hundred, also in controls"
         )
     qemu = observation.qemu_ended
-    if qemu is not None and qemu.signal == signal.SIGKILL:  # nobody does that to himself
+    if qemu is not None and qemu.signal == signal.SIGKILL and not killed_for_its_limit(observation):
+        # Nobody does that to himself.
         victim = OUT_OF_MEMORY.search(observation.host_log)
         why = line_around(observation.host_log, victim) if victim else "somebody killed it"
         return HostfaultError(f"QEMU was ended by SIGKILL, which says nothing of KVM: {why}")
@@ -47,6 +53,12 @@ def _host_lost_by_tcg(observation: Observation) -> bool:
     if any(event.name == "GUEST_PANICKED" for event in host_events):
         return False
     return any(event.data.get("reason") == "guest-reset" for event in host_events)
+
+
+def killed_for_its_limit(observation: Observation) -> str:
+    """The thread for which QEMU was killed if the case's own limit is why; else ""."""
+    found = OWN_LIMIT.search(observation.host_log)
+    return found["who"] if found else ""
 
 
 def _lost_by_tcg(observation: Observation) -> bool:

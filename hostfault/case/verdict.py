@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hostfault.case import statistics
+from hostfault.case.asleep import stall, unserved
 from hostfault.case.counting import (
     IDLE_SHARE,
     SPIN_FAILURES,
@@ -25,10 +26,7 @@ from hostfault.case.counting import (
     frame_is_quiet,
     has_faulted,
     longest_failure,
-    longest_gap,
-    quiet_samples,
     stuck_samples,
-    waits_for_the_host,
 )
 from hostfault.case.model import (
     PAGE_SIZE,
@@ -37,7 +35,7 @@ from hostfault.case.model import (
     Verdict,
     VerdictKind,
 )
-from hostfault.case.trouble import guest_events, trouble
+from hostfault.case.trouble import guest_events, killed_for_its_limit, trouble
 from hostfault.case.unproven import seen
 from hostfault.case.vmm import held, stopped, vmm_evidence
 from hostfault.case.words import (
@@ -59,12 +57,6 @@ from hostfault.case.words import (
     telling_line,
 )
 from hostfault.plumbing.errors import DeadlineError, MissingCapabilityError
-
-STALL_GAPS = 4
-"""How many times the longest gap between two faults a quiet time must last to be no gap."""
-
-STALL_SAMPLES = 5
-"""Samples in a row, after the last fault on the frame, that must all show nothing moving."""
 
 STUCK_SAMPLES = 50
 """Samples in a row that must find a vCPU where it was: some seconds, and longer than a thread that
@@ -98,7 +90,7 @@ def final_verdict(observation: Observation) -> Verdict:
         judge(observation)
         or _spin_against_the_guests_word(observation)
         or _stuck(observation)
-        or _stall(observation)
+        or stall(observation)
     )
     if verdict is not None and verdict.kind in _GOOD:
         verdict = _host_bug(observation) or _with_unread_log(observation, verdict)
@@ -197,6 +189,8 @@ def _vmm_death(observation: Observation) -> Verdict | None:
         return None
     how = how_it_ended(ended)
     words = last_line(ended.words or observation.qemu_log)
+    if victim_of := killed_for_its_limit(observation):
+        words = f"the host's OOM killer, for {victim_of}, whose memory cgroup is at its limit"
     evidence = (f"QEMU ended: {how}", f"its last words: {words}", probe_line(observation))
     return Verdict(VerdictKind.VMM_DEATH, f"QEMU ended with {how}: {words}", evidence)
 
@@ -259,7 +253,7 @@ def _stopped(observation: Observation) -> Verdict | None:
     return stopped(observation, UNBACKED)
 
 
-# --- the access goes on: spin and stall ------------------------------------------------------
+# --- the access goes on: spin ------------------------------------------------------
 
 
 def _spin(observation: Observation) -> Verdict | None:
@@ -323,43 +317,6 @@ def _second_source_agrees(observation: Observation, found: Attempts) -> bool:
     if found.unresolved is not None:
         return found.unresolved >= found.faults / 2
     return cpu_share(observation) >= IDLE_SHARE
-
-
-def _stall(observation: Observation) -> Verdict | None:
-    quiet = quiet_samples(observation) if observation.counted_by else ()
-    if observation.probe.outcome is not None or len(quiet) < STALL_SAMPLES:
-        return None
-    if not _went_for_the_page(observation) or waits_for_the_host(observation):
-        return None  # it has not touched, or the host is still at it: it may yet come back
-    if quiet[-1].at - quiet[0].at < STALL_GAPS * longest_gap(observation):
-        return None  # attempts that fail now and then, and this may be a pause between two
-    share = cpu_share(observation, quiet)
-    running = all(sample.run_state == "running" for sample in quiet)
-    if share >= IDLE_SHARE or not observation.guest_answers or not running:
-        return None
-    if observation.probe.ended:
-        return None  # whoever is gone does not sleep
-    seconds = quiet[-1].at - quiet[0].at
-    summary = (
-        f"no fault and no progress in {seconds:.1f} s, task at {observation.probe.rip:#x} asleep"
-    )
-    evidence = (
-        f"KVM tracepoint kvm_page_fault: none on the frame in the last {len(quiet)} samples",
-        f"vCPU threads: {share:.0%} of a core in those {seconds:.1f} s",
-        "QMP query-status: running",
-        probe_line(observation),
-        "guest: answers over SSH",
-    )
-    return Verdict(VerdictKind.STALL, summary, evidence)
-
-
-def _went_for_the_page(observation: Observation) -> bool:
-    """Whether the probe said that it touches, and the host saw it do so.
-
-    A task without a fault on the page waits for something else, for a lock of its kernel's, say.
-    """
-    touching = any('"touching"' in step for step in observation.probe.steps)
-    return touching and attempts(observation) is not None
 
 
 # --- the access has ended: the guest's word --------------------------------------------------
@@ -484,6 +441,7 @@ _RULES: tuple[Callable[[Observation], Verdict | None], ...] = (
     _held,
     _stopped,
     _spin,
+    unserved,
     _outcome,
 )
 

@@ -7,6 +7,7 @@ from hostfault.fault.full import Full
 from hostfault.fault.guest import GuestTruncation
 from hostfault.fault.hugetlb_empty import HugetlbEmpty
 from hostfault.fault.hwpoison import HardwarePoison
+from hostfault.fault.limit import HugePageLimit, MemoryLimit
 from hostfault.fault.names import NameChange
 from hostfault.fault.none import NoFault
 from hostfault.fault.partial import PartialTruncation
@@ -34,6 +35,8 @@ FAULTS: Registry[Fault] = Registry(
         UserfaultServer("uffd-dead", "hangs"),
         UserfaultServer("uffd-gone", "ends"),
         HugetlbEmpty(),
+        HugePageLimit(),
+        MemoryLimit(),
         DiskError(),
         NameChange("rename"),
         NameChange("unlink"),

@@ -121,6 +121,17 @@ class Agent:
         """Write a range of a file to its disk, and let the page cache forget it."""
         self._ask("evict", path=path, at=at, length=length)
 
+    def limit(self, name: str, controller: str) -> bool:
+        """Put a child into a cgroup without any room: of "memory", or of "hugetlb" pages.
+
+        False for a kernel without that controller. See :meth:`may_hurt`.
+        """
+        return bool(self._ask("limit", name=name, controller=controller))
+
+    def lift_limit(self) -> None:
+        """Undo :meth:`limit`."""
+        self._ask("lift_limit")
+
     def drain_pool(self) -> int:
         """Take the free huge pages from the pool; returns how many are still free."""
         return int(self._ask("drain_pool"))
