@@ -13,6 +13,7 @@ from hostfault.backing.base import (
     QemuOptions,
 )
 from hostfault.backing.ivshmem import Ivshmem
+from hostfault.backing.nvdimm import Nvdimm
 from hostfault.backing.ram import Ram
 from hostfault.backing.store import FOLDER, PMEM, DiskFile, HugeFile, Memfd, TmpfsFile
 from hostfault.backing.virtio_pmem import VirtioPmem
@@ -30,6 +31,7 @@ BACKINGS: Registry[Backing] = Registry(
         Ram("ram-ext4", DiskFile()),
         Ivshmem("ivshmem", TmpfsFile()),
         VirtioPmem("virtio-pmem", TmpfsFile(size=PMEM)),
+        Nvdimm("nvdimm", TmpfsFile(size=PMEM)),
     ),
 )
 

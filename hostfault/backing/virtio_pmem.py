@@ -27,7 +27,6 @@ DATA = f"{MOUNT_POINT}/data"
 MARK = "hostfault-range"  # with the end of its line 16 bytes, so each page begins with it
 SKIP = 64 << 10  # bytes of the guest's file: what follows is in one piece, as ext4 allocates it
 MOST = 1 << 30  # bytes of guest memory and devices together
-_ADDRESS = re.compile(r"\[virtio-pmem\].*\n\s+memaddr: (0x[0-9a-f]+)")
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class VirtioPmem:
     store: Store
     guest_modules: tuple[str, ...] = ("virtio_pmem", "nd_pmem")
     guest_options: str = ""
+    address: re.Pattern[str] = re.compile(r"\[virtio-pmem\].*\n\s+memaddr: (0x[0-9a-f]+)")
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -95,9 +95,9 @@ class VirtioPmem:
     def frame(self, agent: Agent, recorder: Recorder, page: Page, *, writes: bool) -> int:
         """Where QEMU says that the device's memory is (HMP ``info memory-devices``)."""
         said = recorder.monitor("info memory-devices")
-        found = _ADDRESS.search(said.replace("\r", ""))
+        found = self.address.search(said.replace("\r", ""))
         if found is None:
-            raise HostfaultError(f"QEMU does not say where its virtio-pmem is:\n{said}")
+            raise HostfaultError(f"QEMU does not say where its {self.name} is:\n{said}")
         address = int(found[1], 16) + page.offset
         return proven_frame(agent, recorder, self.store, address, page.offset)
 

@@ -43,6 +43,15 @@ class Impossible:
 
 
 @dataclass(frozen=True)
+class Absent:
+    """What users meet and the suite has not."""
+
+    kind: str  # "backing" | "fault" | "access"
+    name: str
+    reason: str  # one line
+
+
+@dataclass(frozen=True)
 class Block:
     """A part of a set: a choice of each part of a cell, and how they are combined."""
 
@@ -65,6 +74,7 @@ class Matrix:
 
     sets: Mapping[str, CaseSet]
     impossible: tuple[Impossible, ...]
+    absent: tuple[Absent, ...] = ()
 
     def why_not(self, scenario: Scenario) -> str:
         """Why a cell cannot exist; "" if it can."""
@@ -114,7 +124,8 @@ def load(path: Path = MATRIX) -> Matrix:
         name: CaseSet(name, each["summary"], tuple(map(_block, each["cells"])))
         for name, each in data["sets"].items()
     }
-    return Matrix(sets, tuple(map(_impossible, data.get("impossible", []))))
+    impossible = tuple(map(_impossible, data.get("impossible", [])))
+    return Matrix(sets, impossible, tuple(map(_absent, data.get("absent", []))))
 
 
 def _block(entry: Mapping[str, Any]) -> Block:
@@ -133,6 +144,20 @@ def _impossible(entry: Mapping[str, Any]) -> Impossible:
     _check_names(entry)
     backings, faults, accesses = (frozenset(entry.get(part, ())) for part in PARTS[:3])
     return Impossible(backings, faults, accesses, entry["reason"])
+
+
+def _absent(entry: Mapping[str, Any]) -> Absent:
+    """Raises :class:`UsageError` for a thing that there is, by now."""
+    registries: Mapping[str, Iterable[Any]] = {
+        "backing": BACKINGS,
+        "fault": FAULTS,
+        "access": ACCESSES,
+    }
+    _check_words(entry, {*registries, "reason"})
+    kind = next((each for each in registries if each in entry), "")
+    if not kind or entry[kind] in {each.name for each in registries[kind]}:
+        raise UsageError(f"ci/matrix.toml: an absent {kind or 'nothing'} is there: {dict(entry)}")
+    return Absent(kind, entry[kind], entry["reason"])
 
 
 def _everything() -> dict[str, Sequence[Any]]:

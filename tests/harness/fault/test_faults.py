@@ -48,7 +48,10 @@ def test_a_name_that_is_unknown_is_told_what_there_is() -> None:
 
 @pytest.mark.parametrize(
     ("backing", "fault"),
-    [("ram", "guest"), ("ram-memfd", "zero"), ("ram-hugetlb", "full"), ("ram", "hugetlb-empty")],
+    [
+        *(("ram", "guest"), ("ram-memfd", "zero"), ("ram-hugetlb", "full")),
+        *(("ram", "hugetlb-empty"), ("ram-ext4", "uffd-dead"), ("ram-hugetlb", "memcg-oom")),
+    ],
 )
 def test_a_fault_that_a_backing_cannot_have_says_what_is_missing(backing: str, fault: str) -> None:
     reason = require(FAULTS[fault], BACKINGS[backing])
@@ -75,11 +78,23 @@ def test_a_back_end_that_ends_or_stands_still_takes_no_page_along(fault: str) ->
 
 
 @pytest.mark.parametrize(
-    "fault", ["zero", "middle", "guest", "full", "starved", "hwpoison", "hugetlb-empty", "eio"]
+    "fault",
+    [
+        *("zero", "middle", "guest", "full", "starved", "hwpoison", "hugetlb-empty", "eio"),
+        *("uffd-poison", "uffd-dead", "memcg-oom"),
+    ],
 )
 def test_where_the_page_is_gone_there_is_no_byte_to_be_seen(fault: str) -> None:
     assert FAULTS[fault].expected(LOAD, was=1, stored=2) is None
     assert FAULTS[fault].expected(STORE, was=1, stored=2) is None
+
+
+@pytest.mark.parametrize("fault", ["uffd-served", "uffd-gone", "hugetlb-limit"])
+def test_a_page_that_somebody_may_yet_bring_is_full_of_zeroes(fault: str) -> None:
+    assert FAULTS[fault].expected(LOAD, was=1, stored=2) == 0
+    assert FAULTS[fault].expected(STORE, was=1, stored=2) == 2
+    assert FAULTS[fault].starts_as_hole
+    assert not FAULTS[fault].control, "the host may as well tell the task"
 
 
 @pytest.mark.parametrize(("fault", "size"), [("zero", 0), ("middle", 2 * PAGE_SIZE)])
@@ -172,6 +187,9 @@ def test_this_machine_is_never_hurt(scene: Scene) -> None:
         FAULTS["hwpoison"].inject(scene)
     with pytest.raises(HostfaultError, match="not to be hurt"):
         scene.agent.poison(FILE, 0)
+    for name in ("uffd-poison", "uffd-dead", "memcg-oom", "hugetlb-limit"):
+        with pytest.raises(MissingCapabilityError, match=r"emulated-host: .*use --host emulated"):
+            FAULTS[name].inject(scene)
 
 
 def test_a_disk_that_is_not_ours_is_never_broken(scene: Scene) -> None:
