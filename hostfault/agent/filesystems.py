@@ -13,7 +13,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from hostfault.agent.loopdisk import LoopDisk
+from hostfault.agent.loopdisk import LoopDisk, SwapDisk
 
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 0x4000, 1 << 18  # mount(2)
 CLONE_NEWNS = 0x20000  # unshare(2)
@@ -84,6 +84,16 @@ class OwnFileSystems:
             return False
         self._disks[directory] = disk
         _mount(directory, b"ext4", "", disk.device)
+        return True
+
+    def swap_to(self, directory: Path, size: int) -> bool:
+        """Swap to a disk of ``size`` bytes; False if there are no loop devices. Raises OSError."""
+        try:
+            disk = SwapDisk(directory.with_suffix(".disk"), size)
+        except FileNotFoundError:
+            return False
+        self._disks[directory] = disk
+        disk.use()
         return True
 
     def mount_cgroups(self, directory: Path) -> None:

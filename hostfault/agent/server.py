@@ -42,7 +42,9 @@ from hostfault.agent.modules import build_id_of
 from hostfault.agent.ports import open_port
 from hostfault.agent.privilege import other_users
 from hostfault.agent.procstat import mappings_of, vcpu_threads
+from hostfault.agent.swap import swap_out
 
+SWAP = 4 << 20  # bytes of the disk that is swapped to
 LIMIT = 1 << 20  # bytes of a file that one request may ask for
 
 
@@ -113,11 +115,8 @@ class AgentServer(ChildMemory):
         Where :meth:`may_hurt` only: the cgroups are the machine's.
         """
         self._check_may_hurt()
-        place = self._path("cgroup")
-        place.mkdir(exist_ok=True)
         try:
-            self._file_systems.mount_cgroups(place)
-            self._limit = Limit(place, controller)
+            self._limit = Limit(self._cgroups(), controller)
         except OSError as error:
             if error.errno in (errno.ENODEV, errno.EINVAL, errno.ENOENT):
                 return False
@@ -129,6 +128,24 @@ class AgentServer(ChildMemory):
         """Undo :meth:`limit`, but for the cgroup."""
         if self._limit is not None:
             self._limit.lift()
+
+    def swap_out(self, path: str, at: int, fill: int, length: int) -> bool:
+        """Fill a range of a file that was made, on a tmpfs, and send it to a disk ``swap``.
+
+        False for a kernel without loop devices. Where :meth:`may_hurt` only.
+        """
+        self._check_may_hurt()
+        if not self._file_systems.swap_to(self._path("swap"), SWAP):
+            return False
+        swap_out(self._cgroups(), self._files.fd(path), at, bytes([fill]) * length)
+        return True
+
+    def _cgroups(self) -> Path:
+        """Where the machine's cgroups are mounted, by now."""
+        place = self._path("cgroup")
+        place.mkdir(exist_ok=True)
+        self._file_systems.mount_cgroups(place)
+        return place
 
     def drain_pool(self) -> int:
         """Take the free huge pages from the pool; returns how many are still free."""

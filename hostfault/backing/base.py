@@ -32,7 +32,7 @@ class Ability(enum.Enum):
     DISK = "a disk of its own that may fail"
     POOL = "a pool of huge pages of its own that may run dry"
     MISSING_FAULTS = "memory whose missing pages a userfaultfd can be told of"
-    CHARGED = "memory that is charged to QEMU's memory cgroup"
+    CHARGED = "memory that is charged to a memory cgroup and may be swapped out"
     BACK_END = "a program on the host that serves the guest"
 
 

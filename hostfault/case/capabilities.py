@@ -12,6 +12,10 @@ CAPABILITIES: Mapping[str, str] = {
     "tracing": "on a local host: tracefs, mounted, and the right to count KVM's tracepoints",
     "tmpfs": "on a local host: root's right to mount a tmpfs, for guest memory or to be filled",
     "emulated-host": "that the kernel under test runs in an emulated host, which may be harmed",
+    "uffd-poison": "a host's kernel with UFFDIO_POISON, which came with Linux 6.6",
+    "cgroup": "a host's kernel with the memory and the hugetlb controller of cgroup2",
+    "loop": "a host's kernel with CONFIG_BLK_DEV_LOOP",
+    "ivshmem": "a QEMU that was built with ivshmem-plain",
     "kvm": "that this machine's own kernel is tested, not one in an emulated host",
 }
 """The names that ``--require`` takes, and what each of them stands for."""

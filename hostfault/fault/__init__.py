@@ -13,6 +13,7 @@ from hostfault.fault.none import NoFault
 from hostfault.fault.partial import PartialTruncation
 from hostfault.fault.punch import Punch, Starved
 from hostfault.fault.regrown import Regrown
+from hostfault.fault.swapin_error import SwapInError
 from hostfault.fault.truncate import Truncation
 from hostfault.fault.userfault import UserfaultPoison, UserfaultServer
 from hostfault.plumbing.registry import Registry
@@ -38,6 +39,7 @@ FAULTS: Registry[Fault] = Registry(
         HugePageLimit(),
         MemoryLimit(),
         DiskError(),
+        SwapInError(),
         NameChange("rename"),
         NameChange("unlink"),
         NameChange("replace"),

@@ -117,6 +117,13 @@ class Agent:
         """Undo :meth:`break_disk`; what was on it reads as zeroes."""
         self._ask("mend_disk", path=path)
 
+    def swap_out(self, path: str, at: int, fill: int, length: int) -> bool:
+        """Fill a range of a file on a tmpfs, and send it to swap space: to the disk "swap".
+
+        False without loop devices. See :meth:`may_hurt`.
+        """
+        return bool(self._ask("swap_out", path=path, at=at, fill=fill, length=length))
+
     def evict(self, path: str, at: int, length: int) -> None:
         """Write a range of a file to its disk, and let the page cache forget it."""
         self._ask("evict", path=path, at=at, length=length)

@@ -81,7 +81,7 @@ def test_a_back_end_that_ends_or_stands_still_takes_no_page_along(fault: str) ->
     "fault",
     [
         *("zero", "middle", "guest", "full", "starved", "hwpoison", "hugetlb-empty", "eio"),
-        *("uffd-poison", "uffd-dead", "memcg-oom"),
+        *("uffd-poison", "uffd-dead", "memcg-oom", "swapin-error"),
     ],
 )
 def test_where_the_page_is_gone_there_is_no_byte_to_be_seen(fault: str) -> None:
@@ -187,7 +187,7 @@ def test_this_machine_is_never_hurt(scene: Scene) -> None:
         FAULTS["hwpoison"].inject(scene)
     with pytest.raises(HostfaultError, match="not to be hurt"):
         scene.agent.poison(FILE, 0)
-    for name in ("uffd-poison", "uffd-dead", "memcg-oom", "hugetlb-limit"):
+    for name in ("uffd-poison", "uffd-dead", "memcg-oom", "hugetlb-limit", "swapin-error"):
         with pytest.raises(MissingCapabilityError, match=r"emulated-host: .*use --host emulated"):
             FAULTS[name].inject(scene)
 

@@ -97,7 +97,7 @@ def test_quick_has_every_fault_and_every_access_that_ci_dax_and_ram_do_not(
     assert {cell.access for cell in cells} == {each.name for each in ACCESSES}
     # What the first three need takes a snapshot of its own; the others are in nightly.
     elsewhere = {"full", "hugetlb-empty", "eio", "hugetlb-limit", "memcg-oom"}
-    elsewhere |= {"uffd-poison", "uffd-served", "uffd-dead", "uffd-gone"}
+    elsewhere |= {"swapin-error", "uffd-poison", "uffd-served", "uffd-dead", "uffd-gone"}
     assert {cell.fault for cell in cells} | elsewhere == {each.name for each in FAULTS}
     assert {(c.backing, c.async_pf, c.vcpus) for c in matrix.scenarios("quick")} == {
         ("virtiofs-dax", True, 1)
