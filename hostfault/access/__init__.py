@@ -3,6 +3,7 @@
 from hostfault.access.argument import ARGUMENT
 from hostfault.access.base import Access
 from hostfault.access.cross import CROSS
+from hostfault.access.dma import DMA
 from hostfault.access.futex import FUTEX
 from hostfault.access.ifetch import IFETCH
 from hostfault.access.load import LOAD
@@ -38,6 +39,7 @@ ACCESSES: Registry[Access] = Registry(
         SENDFILE,
         PROCMEM,
         URING,
+        DMA,
     ),
 )
 

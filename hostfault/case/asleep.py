@@ -84,4 +84,4 @@ def _went_for_the_page(observation: Observation) -> bool:
     A task without a fault on the page waits for something else, for a lock of its kernel's, say.
     """
     touching = any('"touching"' in step for step in observation.probe.steps)
-    return touching and attempts(observation) is not None
+    return touching and (observation.terms.by_device or attempts(observation) is not None)

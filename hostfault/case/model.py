@@ -88,6 +88,7 @@ class Terms:
     writes: bool  # the access leaves a byte
     by_kernel: bool  # the guest's kernel touches the page for the task, at an address of its own
     expected: int | None  # the byte that the access must see or leave; None: there is no such page
+    by_device: bool = False  # a disk of the guest's touches the page: QEMU does, and no vCPU
 
 
 @dataclass(frozen=True)

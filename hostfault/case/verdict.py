@@ -62,6 +62,7 @@ STUCK_SAMPLES = 50
 """Samples in a row that must find a vCPU where it was: some seconds, and longer than a thread that
 may run is kept from it."""
 
+DISK_ERROR = "BLOCK_IO_ERROR"  # QMP event: QEMU could not do what the guest's disk was asked for
 UNBACKED = (-errno.EFAULT, -133)  # KVM_RUN: no page; the latter is EHWPOISON (asm-generic/errno.h)
 _GOOD = (VerdictKind.OK, VerdictKind.TASK_ERROR, VerdictKind.VM_EXIT)
 
@@ -367,8 +368,13 @@ def _host_saw_the_access(observation: Observation) -> bool:
     """Whether the host took a fault for it, at the access, where it must.
 
     A page that the host takes away is unmapped from the guest (KVM's mmu notifier), so no task can
-    have touched it since without one.
+    have touched it since without one. Of a device's access QEMU tells, and what is there then.
     """
+    outcome = observation.probe.outcome
+    if observation.terms.by_device and outcome is not None and outcome.kind != "value":
+        return any(event.name == DISK_ERROR for event in guest_events(observation))
+    if observation.terms.by_device:
+        return outcome is not None and observation.stored_byte == outcome.value
     return not observation.terms.takes_page or attempts(observation) is not None
 
 

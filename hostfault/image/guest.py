@@ -13,7 +13,7 @@ from pathlib import Path
 from hostfault.case.model import GuestImage, HostImage, Kernel
 from hostfault.image.initramfs import lay_out, pack
 from hostfault.image.programs import libraries_of
-from hostfault.kernel.modules import modules_for
+from hostfault.kernel.modules import modules_for, some_of
 from hostfault.plumbing.cache import Cache, key_of
 from hostfault.plumbing.packages import run_tool
 from hostfault.plumbing.project import IMAGES
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 PROBE_SOURCES = IMAGES / "probe"
 CROWD_SOURCE = IMAGES / "probe" / "crowd.c"  # of the error-table study
 GUEST_MODULES = ("virtio_pci", "virtio_net", "pvpanic-pci")
+USEFUL_MODULES = ("virtio_blk",)  # what some access needs, and others do without
 _FOLDERS = ("proc", "sys", "dev", "run", "tmp", "mnt", "root", "sbin", "lib64")
 _STATICALLY = ("gcc", "-static", "-O1", "-Wall", "-Wextra")
 _LAYOUT = "1"  # change it when this module puts other things into the tree
@@ -41,7 +42,8 @@ def guest_image(
     ``extra_modules`` are what a backing needs beyond :data:`GUEST_MODULES`. Raises
     :class:`SetupError` if the kernel lacks a module.
     """
-    modules = modules_for(kernel, [*GUEST_MODULES, *extra_modules])
+    useful = some_of(kernel, USEFUL_MODULES)
+    modules = modules_for(kernel, [*GUEST_MODULES, *useful, *extra_modules])
     probe, crowd = build_probe(cache), build_program(cache, CROWD_SOURCE)
     key = key_of(
         {

@@ -11,14 +11,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from hostfault.case.model import HostImage, Kernel
 from hostfault.image.initramfs import lay_out, pack
 from hostfault.image.programs import seal
 from hostfault.kernel.fetch import KEYRING, explained, mirror
-from hostfault.kernel.modules import modules_for
+from hostfault.kernel.modules import modules_for, some_of
 from hostfault.plumbing.cache import Cache, disk_usage, key_of
 from hostfault.plumbing.errors import LaunchError, SetupError
 from hostfault.plumbing.mmdebstrap import mmdebstrap
@@ -141,7 +141,7 @@ def host_initramfs(
     ``payload`` are files and directories that the host will find as ``/run/hostfault/NAME``.
     Raises :class:`SetupError` if the kernel lacks a module.
     """
-    extra = [*_some_of(kernel, tuple(CPU_FLAGS), at_least=1), *_some_of(kernel, USEFUL_MODULES)]
+    extra = [*some_of(kernel, tuple(CPU_FLAGS), at_least=1), *some_of(kernel, USEFUL_MODULES)]
     modules = modules_for(kernel, [*HOST_MODULES, *extra])
     recipe = IMAGES / "host"
     key = key_of(
@@ -175,21 +175,6 @@ def host_initramfs(
             pack(tree, place / "initramfs")
 
     return cache.obtain("host-initramfs", key, build) / "initramfs"
-
-
-def _some_of(kernel: Kernel, names: Sequence[str], *, at_least: int = 0) -> list[str]:
-    """Those of some modules that a kernel has. Raises :class:`SetupError` if they are too few."""
-    found = []
-    for name in names:
-        try:
-            modules_for(kernel, [name])
-        except SetupError as error:
-            missing = error
-        else:
-            found.append(name)
-    if len(found) < at_least:
-        raise missing
-    return found
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -53,6 +53,21 @@ def modules_for(kernel: Kernel, wanted: Sequence[str]) -> list[Module]:
     return list(found.values())
 
 
+def some_of(kernel: Kernel, names: Sequence[str], *, at_least: int = 0) -> list[str]:
+    """Those of some modules that a kernel has. Raises :class:`SetupError` if they are too few."""
+    found = []
+    for name in names:
+        try:
+            modules_for(kernel, [name])
+        except SetupError as error:
+            missing = error
+        else:
+            found.append(name)
+    if len(found) < at_least:
+        raise missing
+    return found
+
+
 def _normal(name: str) -> str:
     return name.replace("-", "_")
 

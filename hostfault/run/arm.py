@@ -14,7 +14,7 @@ from hostfault.access import ACCESSES
 from hostfault.backing import NUMBER, PAGES
 from hostfault.case.model import PAGE_SIZE, Scenario, Terms
 from hostfault.fault import FAULTS, Scene, require
-from hostfault.guest import boot, probe
+from hostfault.guest import boot, disk, probe
 from hostfault.host.testbed import HostLife, Testbed
 from hostfault.image.qemu import PROGRAM
 from hostfault.plumbing.deadline import Deadline
@@ -89,13 +89,17 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     page, view = backing.make_page(testbed.agent, fill), backing.view()
     page_first = not fault.starts_as_hole
     task = probe.Probe(testbed.probe or probe.start(testbed.guest))
+    if access.by_device:
+        disk.plug(testbed.agent, testbed.recorder, testbed.guest)
     task.request(view, access.name, STORED, page_first=page_first)
     # The guest has enough to do now: meanwhile, what does not depend on it.
     running = Running.on(testbed.agent)
     wait_armed(task, testbed.host)
     gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
     first_gfn = gfn if page_first else gfn - view.offset // PAGE_SIZE
-    if counted_by == "tracefs":
+    if access.by_device:
+        log.info("no touch by a device is one that KVM sees")
+    elif counted_by == "tracefs":
         calibrate(testbed.agent, first_gfn, 0 if access.by_kernel else task.report().rip)
     else:
         require_two_dimensional_paging(testbed.agent)
@@ -105,6 +109,7 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
         writes=access.writes,
         by_kernel=access.by_kernel,
         expected=fault.expected(access, fill[NUMBER] or 0, STORED),
+        by_device=access.by_device,
     )
     scene = Scene(testbed.agent, testbed.guest, page, view)
     address = _host_address(testbed.recorder, gfn)

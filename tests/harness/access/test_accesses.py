@@ -28,7 +28,13 @@ def outcome_of(probe: Path, file: Path, access: Access, first: int = FIRST) -> d
     """What the probe reports when nothing happens between its two touches."""
     words = ["--file", file, "--length", "8192", "--offset", str(PLACE), "--first", str(first)]
     line = [probe, *words, "--access", access.name, "--value", "90"]
-    said = subprocess.run(line, input="go\n", capture_output=True, text=True, check=True).stdout
+    disk = file.with_name("disk")  # in place of a guest's: page N is full of the byte N
+    disk.write_bytes(b"".join(bytes([byte]) * 4096 for byte in range(256)))
+    environment = {"HOSTFAULT_DISK": str(disk)}
+    done = subprocess.run(
+        line, input="go\n", capture_output=True, text=True, check=True, env=environment
+    )
+    said = done.stdout
     steps = {step["step"]: step for step in map(json.loads, said.splitlines())}
     without = access.by_kernel or access.name in WITHOUT_RIP
     assert (int(steps["armed"]["rip"], 16) == 0) == without

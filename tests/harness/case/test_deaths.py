@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from signal import SIGKILL
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from hostfault.case.model import (
     VerdictKind,
 )
 from hostfault.case.verdict import final_verdict, judge
-from hostfault.plumbing.errors import DeadlineError, GuestLostError
+from hostfault.plumbing.errors import DeadlineError, GuestLostError, HostfaultError
 
 
 def test_a_host_that_ended_is_a_host_death_whatever_else_was_seen() -> None:
@@ -152,3 +153,33 @@ def test_a_reset_that_the_harness_asked_for_is_no_death() -> None:
 def test_a_segfault_of_a_guest_task_is_no_death_of_the_guest() -> None:
     console = "[ 2.0] traps: probe[77] general protection fault ip:4019d6 sp:7ffe error:0\n"
     assert judge(observed(sample(-0.1), sample(0.1), guest_console=console)) is None
+
+
+OOM = """\
+CPU 0/KVM invoked oom-killer: gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE|__GFP_COMP), order=0
+Memory cgroup stats for /hostfault-limit:
+oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),oom_memcg=/hostfault-limit,task=qemu,pid=9
+Memory cgroup out of memory: Killed process 9 (qemu)
+"""
+
+
+def test_a_qemu_that_was_killed_for_the_cases_own_limit_is_a_vmm_death() -> None:
+    killed = spinning(qemu_ended=Ended(None, SIGKILL, ""), host_log=OOM)
+    verdict = final_verdict(killed)
+    assert verdict.kind is VerdictKind.VMM_DEATH
+    assert "CPU 0/KVM" in verdict.summary
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "",
+        OOM.replace("oom_memcg=/hostfault-limit", "oom_memcg=/user.slice"),
+        OOM.replace("CPU 0/KVM invoked", "worker invoked"),
+    ],
+    ids=["silent", "another cgroup", "not for the guest"],
+)
+def test_any_other_sigkill_of_qemu_is_trouble(log: str) -> None:
+    killed = spinning(qemu_ended=Ended(None, SIGKILL, ""), host_log=log)
+    with pytest.raises(HostfaultError, match="QEMU was ended by SIGKILL"):
+        final_verdict(killed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from case_stand_ins import (
@@ -24,9 +25,11 @@ from case_stand_ins import (
 )
 
 from hostfault.case.model import (
+    Event,
     Observation,
     Outcome,
     Sample,
+    Terms,
     VerdictKind,
 )
 from hostfault.case.verdict import final_verdict, judge
@@ -152,3 +155,25 @@ def test_row_5_five_hundred_real_retries_are_no_spin() -> None:
     seen = recorded("ok.mutant-retries-500-times-7.3.4.json")
     assert seen.samples[-1].faults[0].count >= 500
     assert final_verdict(seen).kind is VerdictKind.OK
+
+
+def by_device(outcome: Outcome, **changes: Any) -> Observation:
+    """What QEMU did for a disk of the guest's: KVM sees no fault of it."""
+    terms = Terms(
+        takes_page=True, control=False, writes=True, by_kernel=True, expected=None, by_device=True
+    )
+    samples = (sample(-0.1), sample(0.1), sample(0.2))
+    return observed(*samples, outcome=outcome, terms=terms, access="dma", **changes)
+
+
+def test_an_error_of_a_device_counts_if_qemu_tells_of_it() -> None:
+    told = Event("BLOCK_IO_ERROR", 0.1, {"reason": "Bad address"})
+    assert kind_of(by_device(Outcome("errno", 5), events=(told,))) is VerdictKind.TASK_ERROR
+    assert kind_of(by_device(Outcome("errno", 5))) is None
+    before = dataclasses.replace(told, at=-0.2)
+    assert kind_of(by_device(Outcome("errno", 5), events=(before,))) is None
+
+
+def test_what_a_device_stored_counts_if_it_is_there() -> None:
+    assert kind_of(by_device(Outcome("value", 0x5A), stored_byte=0x5A)) is VerdictKind.OK
+    assert kind_of(by_device(Outcome("value", 0x5A), stored_byte=0x11)) is None

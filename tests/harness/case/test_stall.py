@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from case_stand_ins import (
@@ -10,12 +11,16 @@ from case_stand_ins import (
     RIP,
     asleep,
     facts_of,
+    kind_of,
     observed,
     recorded,
     sample,
 )
 
 from hostfault.case.model import (
+    FrameFaults,
+    Observation,
+    Outcome,
     VerdictKind,
 )
 from hostfault.case.verdict import final_verdict, judge
@@ -118,3 +123,55 @@ def test_a_control_whose_task_never_faulted_on_the_page_waits_for_something_else
 def test_row_4_a_real_host_that_fetches_for_two_seconds_at_a_time_is_no_stall() -> None:
     with pytest.raises(DeadlineError):
         final_verdict(recorded("none.host-still-fetches-7.3.4.json"))
+
+
+def unserved(*, unanswered: int = 1, last: int = 1, **changes: Any) -> Observation:
+    """One fault that a userfaultfd's server has not answered, in as many samples as it takes."""
+    samples = [
+        sample(
+            at,
+            (GFN, RIP, 1),
+            async_started={GFN: 1},
+            unanswered=last if at == 5 else unanswered,
+            vcpu_seconds=10.0,
+        )
+        for at in range(1, 6)
+    ]
+    return observed(sample(-0.1, async_started={GFN: 0}), *samples, **changes)
+
+
+def test_a_fault_that_nobody_answers_is_a_stall_at_once() -> None:
+    verdict = judge(unserved())
+    assert verdict is not None
+    assert verdict.kind is VerdictKind.STALL
+    assert "userfaultfd" in verdict.summary
+    silent = dataclasses.replace(unserved(), guest_answers=False)
+    assert final_verdict(silent).kind is VerdictKind.STALL, "the host says what it waits for"
+
+
+def test_a_fault_that_is_answered_in_the_end_is_no_stall() -> None:
+    assert judge(unserved(last=0)) is None
+    assert judge(dataclasses.replace(unserved(), samples=unserved().samples[:-1])) is None
+
+
+def test_an_access_that_ended_or_never_began_is_no_stall_of_a_server() -> None:
+    assert kind_of(unserved(outcome=Outcome("value", 1), expected=1)) is VerdictKind.OK
+    waiting = dataclasses.replace(unserved().probe, steps=('{"step":"armed"}',))
+    assert judge(dataclasses.replace(unserved(), probe=waiting)) is None
+
+
+def test_a_vcpu_that_spins_beside_an_unanswered_fault_is_no_stall() -> None:
+    spinning = [
+        dataclasses.replace(
+            each,
+            faults=(FrameFaults(GFN, RIP, int(each.at) * 100),),
+            async_started={GFN: int(each.at) * 100},
+            async_ready={GFN: int(each.at) * 100},
+            vcpu_stats={"pf_taken": 5000 + int(each.at) * 100},
+        )
+        for each in unserved().samples
+        if each.at > 0
+    ]
+    verdict = judge(observed(sample(-0.1, async_started={GFN: 0}), *spinning))
+    assert verdict is not None
+    assert verdict.kind is VerdictKind.SPIN
