@@ -13,10 +13,11 @@ from hostfault.plumbing.errors import GuestLostError, HostfaultError
 
 OUT_OF_MEMORY = re.compile(r"Out of memory: Killed process|Memory cgroup out of memory")
 OWN_LIMIT = re.compile(
-    r"(?s)(?P<who>CPU \d+/KVM|kworker/\S+) invoked oom-killer.*oom_memcg=/hostfault-limit\b"
+    r"(?s)(?P<who>CPU \d+/KVM|kworker/\S+) invoked oom-killer"
+    r".*\b(hva_to_pfn|async_pf_execute)\+.*oom_memcg=/hostfault-limit\b"
 )
-"""What the kernel logs (mm/oom_kill.c) of an allocation for the guest, in the cgroup without room
-that the fault memcg-oom has put QEMU into."""
+"""What the kernel logs (mm/oom_kill.c) of an allocation for the guest, by KVM's page fault, in the
+cgroup without room that the fault memcg-oom has put QEMU into."""
 
 
 def trouble(observation: Observation) -> HostfaultError | None:

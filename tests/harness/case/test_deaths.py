@@ -157,6 +157,8 @@ def test_a_segfault_of_a_guest_task_is_no_death_of_the_guest() -> None:
 
 OOM = """\
 CPU 0/KVM invoked oom-killer: gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE|__GFP_COMP), order=0
+ shmem_fault+0x84/0x310
+ hva_to_pfn+0x300/0x450 [kvm]
 Memory cgroup stats for /hostfault-limit:
 oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),oom_memcg=/hostfault-limit,task=qemu,pid=9
 Memory cgroup out of memory: Killed process 9 (qemu)
@@ -176,8 +178,9 @@ def test_a_qemu_that_was_killed_for_the_cases_own_limit_is_a_vmm_death() -> None
         "",
         OOM.replace("oom_memcg=/hostfault-limit", "oom_memcg=/user.slice"),
         OOM.replace("CPU 0/KVM invoked", "worker invoked"),
+        OOM.replace("hva_to_pfn", "__x64_sys_mmap"),
     ],
-    ids=["silent", "another cgroup", "not for the guest"],
+    ids=["silent", "another cgroup", "another thread", "not for a page of the guest's"],
 )
 def test_any_other_sigkill_of_qemu_is_trouble(log: str) -> None:
     killed = spinning(qemu_ended=Ended(None, SIGKILL, ""), host_log=log)
