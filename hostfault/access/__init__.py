@@ -38,8 +38,8 @@ ACCESSES: Registry[Access] = Registry(
         RESULT,
         SENDFILE,
         PROCMEM,
-        URING,
         DMA,
+        URING,
     ),
 )
 
