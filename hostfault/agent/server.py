@@ -316,7 +316,13 @@ class AgentServer(ChildMemory):
         ]
 
     def _is_backed(self, name: str, address: int) -> bool | None:
-        """Whether the kernel finds a page there (proc(5), /proc/PID/mem); None: not to be asked."""
+        """Whether the kernel finds a page there (proc(5), /proc/PID/mem); None: not to be asked.
+
+        Whoever reads there has the page made. Of a cgroup at its limit that is the OOM killer's
+        call, or, where the reader's own cgroup counts, a page that the child could not have had.
+        """
+        if self._limit is not None:
+            return None
         try:
             memory_of = Path(f"/proc/{self._children[name].pid}/mem")
             with memory_of.open("rb", buffering=0) as memory:

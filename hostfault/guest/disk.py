@@ -13,7 +13,8 @@ from hostfault.remote.shell import Shell
 FILE = "disk"  # in the agent's directory
 PAGE = 4096  # bytes
 DEVICE = "/dev/vda"  # in the guest: its only disk
-_WAIT = f"until [ -b {DEVICE} ]; do usleep 10000; done"
+# A rescan finds a device whose announcement was missed (Documentation/ABI/testing/sysfs-bus-pci).
+_WAIT = f"until [ -b {DEVICE} ]; do echo 1 >/sys/bus/pci/rescan; usleep 20000; done"
 PATIENCE = 20.0  # seconds for the guest to find it
 
 
