@@ -15,6 +15,7 @@ from hostfault.access.rmw import RMW
 from hostfault.access.sendfile import SENDFILE
 from hostfault.access.sigframe import SIGFRAME
 from hostfault.access.store import STORE
+from hostfault.access.storm import STORM
 from hostfault.access.uring import URING
 from hostfault.access.vector import VECTOR
 from hostfault.access.write import WRITE
@@ -39,6 +40,7 @@ ACCESSES: Registry[Access] = Registry(
         SENDFILE,
         PROCMEM,
         DMA,
+        STORM,
         URING,
     ),
 )

@@ -252,6 +252,7 @@ class Observation:
     on_tcg: bool = False  # the host's CPU is emulated: the outer QEMU runs it with TCG
     host_log_read: bool = True  # False: this user may not read the host kernel's log
     counted_by: str = "tracefs"  # what counted tracepoints: or "perf", or "" for nothing did
+    seed: int = 0  # of what the access leaves to chance
     recovery: Recovery | None = None  # what followed when the fault was undone
     vmm_policy: str = STOCK  # what the VMM was to do about a page that KVM cannot back
     vmm_deeds: tuple[VmmDeed, ...] = ()  # what it did, the end of its log

@@ -32,6 +32,7 @@ class Settings:
     known_issues: bool = True  # whether kernels/known_issues.toml applies
     artifacts: Path | None = None  # None: a new directory in .hostfault/runs
     overwrite: bool = False  # whether `artifacts` may hold an earlier run
+    seed: int = 0  # of what accesses leave to chance
     hide_passes: bool = False  # whether the table leaves out what is as it should be
     qemu_options: tuple[str, ...] = ()  # words added to the command line of the guest's QEMU
     guest_append: tuple[str, ...] = ()  # words added to the guest kernel's command line

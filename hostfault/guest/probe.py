@@ -25,8 +25,10 @@ class Probe:
         self._channel = Channel("probe", stream)
         self._ended = False
 
-    def request(self, view: GuestView, access: str, stored: int, *, page_first: bool) -> None:
-        """Tell it what to touch, and how.
+    def request(
+        self, view: GuestView, access: str, stored: int, *, page_first: bool, seed: int = 0
+    ) -> None:
+        """Tell it what to touch, and how; what it leaves to chance follows from ``seed``.
 
         ``page_first`` lets it touch the page itself before it waits for the word, else the first
         page of the range.
@@ -34,7 +36,7 @@ class Probe:
         self._channel.say(
             f"--file {view.path} --start {view.start} --length {view.length} "
             f"--offset {view.offset} --first {view.offset if page_first else 0} "
-            f"--access {access} --value {stored}"
+            f"--access {access} --value {stored} --seed {seed}"
         )
 
     def arm(self, deadline: Deadline) -> None:

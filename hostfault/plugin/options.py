@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
 
 import pytest
@@ -15,6 +16,7 @@ from hostfault.plumbing.errors import UsageError
 
 KINDS = ("auto", "local", "emulated")
 OVER_SSH = "ssh://"
+SEEDS = 1 << 32
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -24,6 +26,7 @@ def add_options(parser: pytest.Parser) -> None:
     _add_words(group)
     _add_outcomes(group)
     _add_evidence(group)
+    _add_chance(group)
     group.addoption(
         "--set",
         default=sets.DEFAULT,
@@ -120,6 +123,18 @@ def _add_outcomes(group: pytest.OptionGroup) -> None:
     )
 
 
+def _add_chance(group: pytest.OptionGroup) -> None:
+    """What is left to chance."""
+    group.addoption(
+        "--seed",
+        type=int,
+        default=secrets.randbelow(SEEDS),
+        metavar="N",
+        help="of what the access storm leaves to chance (default: another one each time; it is in "
+        "verdict.json, among the options)",
+    )
+
+
 def _add_evidence(group: pytest.OptionGroup) -> None:
     """What is kept and shown."""
     group.addoption(
@@ -158,6 +173,7 @@ def from_config(config: pytest.Config) -> Settings:
         known_issues=not config.getoption("--no-known-issues"),
         artifacts=config.invocation_params.dir / artifacts if artifacts else None,
         overwrite=config.getoption("--artifacts-overwrite"),
+        seed=config.getoption("--seed") % SEEDS,
         hide_passes=config.getoption("--hide-passes"),
         qemu_options=_words(config, "--qemu-option"),
         guest_append=_words(config, "--guest-append"),

@@ -70,10 +70,13 @@ class Armed:
     liveness: Liveness
     running: Running
     counted_by: str = "tracefs"  # see Observation
+    seed: int = 0  # of what the task leaves to chance
 
 
-def arm(testbed: Testbed, scenario: Scenario) -> Armed:
+def arm(testbed: Testbed, scenario: Scenario, seed: int = 0) -> Armed:
     """Bring the guest task to the state "mapped, touched, waiting for the word".
+
+    What the task leaves to chance follows from ``seed``.
 
     Proven from both sides: the probe says that it is armed, the backing at which frame it is.
     """
@@ -91,7 +94,7 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     task = probe.Probe(testbed.probe or probe.start(testbed.guest))
     if access.by_device:
         disk.plug(testbed.agent, testbed.recorder, testbed.guest)
-    task.request(view, access.name, STORED, page_first=page_first)
+    task.request(view, access.name, STORED, page_first=page_first, seed=seed)
     # The guest has enough to do now: meanwhile, what does not depend on it.
     running = Running.on(testbed.agent)
     wait_armed(task, testbed.host)
@@ -113,7 +116,7 @@ def arm(testbed: Testbed, scenario: Scenario) -> Armed:
     )
     scene = Scene(testbed.agent, testbed.guest, page, view)
     address = _host_address(testbed.recorder, gfn)
-    return Armed(scenario, terms, scene, task, gfn, address, liveness, running, counted_by)
+    return Armed(scenario, terms, scene, task, gfn, address, liveness, running, counted_by, seed)
 
 
 def wait_armed(task: probe.Probe, host: HostLife) -> None:

@@ -128,7 +128,7 @@ class Lab:
         facts = self.facts()  # the host was chosen, see host/choice.py
         with self.testbed(scenario, folder) as testbed:
             log.info("arming the probe")
-            armed = arm(testbed, scenario)
+            armed = arm(testbed, scenario, self._settings.seed)
             testbed.watch.lap("arm")
             log.info("watching the access")
             observation = observe(testbed, armed)  # injects the fault, gives the word, samples

@@ -95,6 +95,7 @@ class Recording:
             qemu_version=testbed.recorder.version,
             qemu_build_id=armed.running.qemu_build_id,
             counted_by=armed.counted_by,
+            seed=armed.seed,
             host_log_read=armed.running.host_log_read,
         )
 

@@ -2,6 +2,7 @@
  * probe: the guest task that touches a page.
  *
  *   probe --file PATH [--start N] --length BYTES --offset N [--first N] --access NAME [--value BYTE]
+ *         [--seed N]
  *   probe --wait
  *
  * With --wait it takes these options from the first line of its standard input, without quotes: so
@@ -59,6 +60,7 @@ struct request {
 	unsigned int value;
 };
 
+unsigned long probe_seed;
 static sigjmp_buf after_signal;
 static struct {
 	int number;
@@ -122,6 +124,7 @@ static int parse(int count, char **words, struct request *request)
 		{ "length", required_argument, NULL, 'l' },
 		{ "access", required_argument, NULL, 'a' },
 		{ "value", required_argument, NULL, 'v' },
+		{ "seed", required_argument, NULL, 'r' },
 		{ NULL, 0, NULL, 0 },
 	};
 	unsigned long value = 0;
@@ -151,6 +154,9 @@ static int parse(int count, char **words, struct request *request)
 			break;
 		case 'v':
 			fine &= parse_number(optarg, 255, &value);
+			break;
+		case 'r':
+			fine &= parse_number(optarg, ~0U, &probe_seed);
 			break;
 		default:
 			return 0;
@@ -272,7 +278,7 @@ int main(int count, char **words)
 	}
 	if (!parse(count, words, &request)) {
 		fprintf(stderr, "usage: probe --wait | --file PATH [--start N] --length BYTES --offset N "
-				"[--first N] --access NAME [--value BYTE]; offsets are less than BYTES; "
+				"[--first N] --access NAME [--value BYTE] [--seed N]; offsets are less than BYTES; "
 				"accesses:");
 		for (const struct access *each = __start_accesses; each < __stop_accesses; each++)
 			fprintf(stderr, " %s", each->name);

@@ -26,6 +26,8 @@ enum touched {
 	TOUCHED_END, /* a system call said that the file ends before that byte */
 };
 
+extern unsigned long probe_seed; /* --seed: what is left to chance follows from it */
+
 struct access {
 	const char *name; /* as in hostfault/access/ */
 	int writes;
