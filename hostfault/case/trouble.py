@@ -12,6 +12,7 @@ from hostfault.case.words import GUEST_OOPS, HOST_OOPS, how_it_ended, last_line,
 from hostfault.plumbing.errors import GuestLostError, HostfaultError
 
 OUT_OF_MEMORY = re.compile(r"Out of memory: Killed process|Memory cgroup out of memory")
+IN_OWN_GROUP = "oom_memcg=/hostfault-limit"  # in the kernel's log, of hostfault/agent/cgroup.py
 OWN_LIMIT = re.compile(
     r"(?s)(?P<who>CPU \d+/KVM|kworker/\S+) invoked oom-killer"
     r".*\b(hva_to_pfn|async_pf_execute)\+.*oom_memcg=/hostfault-limit\b"
@@ -38,10 +39,7 @@ def trouble(observation: Observation) -> HostfaultError | None:
         )
     qemu = observation.qemu_ended
     if qemu is not None and qemu.signal == signal.SIGKILL and not killed_for_its_limit(observation):
-        # Nobody does that to himself.
-        victim = OUT_OF_MEMORY.search(observation.host_log)
-        why = line_around(observation.host_log, victim) if victim else "somebody killed it"
-        return HostfaultError(f"QEMU was ended by SIGKILL, which says nothing of KVM: {why}")
+        return _killed(observation)
     return None
 
 
@@ -54,6 +52,15 @@ def _host_lost_by_tcg(observation: Observation) -> bool:
     if any(event.name == "GUEST_PANICKED" for event in host_events):
         return False
     return any(event.data.get("reason") == "guest-reset" for event in host_events)
+
+
+def _killed(observation: Observation) -> HostfaultError:
+    """Why somebody has killed QEMU, which nobody does to himself."""
+    if IN_OWN_GROUP in observation.host_log:
+        return GuestLostError("QEMU itself wanted memory, at its limit, before its guest did")
+    victim = OUT_OF_MEMORY.search(observation.host_log)
+    why = line_around(observation.host_log, victim) if victim else "somebody killed it"
+    return HostfaultError(f"QEMU was ended by SIGKILL, which says nothing of KVM: {why}")
 
 
 def killed_for_its_limit(observation: Observation) -> str:

@@ -177,12 +177,24 @@ def test_a_qemu_that_was_killed_for_the_cases_own_limit_is_a_vmm_death() -> None
     [
         "",
         OOM.replace("oom_memcg=/hostfault-limit", "oom_memcg=/user.slice"),
-        OOM.replace("CPU 0/KVM invoked", "worker invoked"),
-        OOM.replace("hva_to_pfn", "__x64_sys_mmap"),
     ],
-    ids=["silent", "another cgroup", "another thread", "not for a page of the guest's"],
+    ids=["silent", "another cgroup"],
 )
 def test_any_other_sigkill_of_qemu_is_trouble(log: str) -> None:
     killed = spinning(qemu_ended=Ended(None, SIGKILL, ""), host_log=log)
     with pytest.raises(HostfaultError, match="QEMU was ended by SIGKILL"):
+        final_verdict(killed)
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        OOM.replace("CPU 0/KVM invoked", "qemu-system-x86 invoked"),
+        OOM.replace("hva_to_pfn", "do_anonymous_page"),
+    ],
+    ids=["another thread", "not for a page of the guest's"],
+)
+def test_a_qemu_that_is_killed_before_its_guest_wants_the_page_is_tried_again(log: str) -> None:
+    killed = spinning(qemu_ended=Ended(None, SIGKILL, ""), host_log=log)
+    with pytest.raises(GuestLostError, match="before its guest did"):
         final_verdict(killed)
