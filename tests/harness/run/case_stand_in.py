@@ -56,6 +56,7 @@ class PretendedAgent:
             "async_ready": [[GFN, count]],
             "exits": [],
             "backed": None if address is None else False,
+            "unanswered": None,
             "gone": self.gone,
             "vcpu_seconds": 0.05 * self.samples,
             "ended": self.qemu_code if self.samples > 1 else None,
