@@ -11,7 +11,7 @@ from hostfault.case.model import RecoveryKind, Scenario, VerdictKind
 from hostfault.matrix.compare import pairs
 from hostfault.matrix.result import ERROR, CellResult, Run, cells_of, has_page, is_right
 from hostfault.plugin.cases import case_id
-from hostfault.plugin.sets import Matrix
+from hostfault.plugin.sets import KINDS, Matrix
 
 TOLD_NOBODY = (VerdictKind.SPIN, VerdictKind.STALL, VerdictKind.VCPU_STUCK)
 
@@ -219,4 +219,7 @@ def _impossible(matrix: Matrix) -> str:
         parts = (each.backings, each.faults, each.accesses)
         words = (", ".join(sorted(part)) or "any" for part in parts)
         rows.append(f"| {' | '.join(words)} | {each.reason} |")
+    for thing in matrix.absent:
+        place = [f"no `{thing.name}`" if kind == thing.kind else "" for kind in KINDS]
+        rows.append(f"| {' | '.join(place)} | {thing.reason} |")
     return "\n".join([*rows, ""])
