@@ -20,6 +20,7 @@ from hostfault.plumbing.project import PROJECT
 
 MATRIX = PROJECT / "ci" / "matrix.toml"
 DEFAULT = "quick"
+KINDS = ("backing", "fault", "access")  # of what there is
 PARTS = ("backings", "faults", "accesses", "async_pf", "vcpus")  # of a cell, in this order
 
 
@@ -148,14 +149,11 @@ def _impossible(entry: Mapping[str, Any]) -> Impossible:
 
 def _absent(entry: Mapping[str, Any]) -> Absent:
     """Raises :class:`UsageError` for a thing that there is, by now."""
-    registries: Mapping[str, Iterable[Any]] = {
-        "backing": BACKINGS,
-        "fault": FAULTS,
-        "access": ACCESSES,
-    }
-    _check_words(entry, {*registries, "reason"})
-    kind = next((each for each in registries if each in entry), "")
-    if not kind or entry[kind] in {each.name for each in registries[kind]}:
+    kinds: Mapping[str, Iterable[Any]]
+    kinds = dict(zip(KINDS, (BACKINGS, FAULTS, ACCESSES), strict=True))
+    _check_words(entry, {*kinds, "reason"})
+    kind = next((each for each in kinds if each in entry), "")
+    if not kind or entry[kind] in {each.name for each in kinds[kind]}:
         raise UsageError(f"ci/matrix.toml: an absent {kind or 'nothing'} is there: {dict(entry)}")
     return Absent(kind, entry[kind], entry["reason"])
 
