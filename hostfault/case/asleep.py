@@ -36,7 +36,7 @@ def unserved(observation: Observation) -> Verdict | None:
     if not _went_for_the_page(observation) or failing_samples(observation):
         return None
     summary = (
-        f"{last.unanswered} page fault waits for a userfaultfd's server, which does not answer; "
+        f"a userfaultfd's server does not answer, and page faults that wait: {last.unanswered}; "
         f"task at {observation.probe.rip:#x} asleep for {last.at:.1f} s"
     )
     evidence = (
