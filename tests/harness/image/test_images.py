@@ -75,6 +75,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
     monkeypatch.setattr(guest, "modules_for", files)
     monkeypatch.setattr(host, "modules_for", files)
+    monkeypatch.setattr("hostfault.kernel.modules.modules_for", files)  # of some_of
     return Kernel("test", "6.6.6", tmp_path / "bzImage", modules, packaged=False)
 
 
