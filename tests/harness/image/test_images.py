@@ -150,7 +150,7 @@ def test_the_guest_has_a_probe_an_ssh_server_and_its_modules(
     assert (tree / "identity/authorized_keys").read_text() == keys.client_public + "\n"
     assert (tree / "identity/host_key").read_bytes() == keys.host_key.read_bytes()
     order = (tree / "modules/order").read_text().split()[::2]
-    assert order == [f"{name}.ko" for name in guest.GUEST_MODULES]
+    assert order == [f"{name}.ko" for name in (*guest.GUEST_MODULES, *guest.USEFUL_MODULES)]
 
 
 def test_a_guest_is_made_once_and_anew_when_an_input_changes(
