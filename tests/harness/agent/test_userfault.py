@@ -14,7 +14,13 @@ import pytest
 
 from hostfault.agent.foreign_call import call_in
 from hostfault.agent.server import AgentServer
-from hostfault.agent.userfault import PageServer, Userfault, is_lacking
+from hostfault.agent.userfault import (
+    UFFD_FEATURE_POISON,
+    PageServer,
+    Userfault,
+    forget_pages,
+    is_lacking,
+)
 from hostfault.plumbing.deadline import Deadline, poll
 
 PAGE = 4096
@@ -124,6 +130,23 @@ def test_the_page_of_a_server_that_ends_is_an_ordinary_one(
     child.load()
     assert (child.line(), child.line()) == ("True", "0")
     assert serving[0].unanswered() is None
+
+
+def test_a_poisoned_page_cannot_be_read_until_it_is_forgotten(child: Child) -> None:
+    place = child.address + PAGE
+    try:
+        userfault = Userfault(child.process.pid, place, PAGE, UFFD_FEATURE_POISON)
+    except OSError as error:
+        pytest.skip(f"no UFFDIO_POISON here: {error}")
+    userfault.poison()
+    userfault.close()
+    with Path(f"/proc/{child.process.pid}/mem").open("rb", buffering=0) as memory:
+        with pytest.raises(OSError, match="Input/output error"):
+            os.pread(memory.fileno(), 1, place)
+        forget_pages(child.process.pid, place, PAGE)
+        assert os.pread(memory.fileno(), 1, place) == b"\0"
+    child.load()
+    assert (child.line(), child.line()) == ("True", "0")
 
 
 def test_what_a_kernel_does_not_know_is_no_trouble() -> None:
