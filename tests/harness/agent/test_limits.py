@@ -40,7 +40,7 @@ def test_a_limit_that_somebody_has_changed_is_told(tmp_path: Path) -> None:
 
 
 def test_the_rules_know_the_cgroup_by_its_name() -> None:
-    assert IN_OWN_GROUP == f"oom_memcg=/{GROUP}"
+    assert f"oom_memcg=/{GROUP}" == IN_OWN_GROUP
 
 
 def test_a_swap_space_has_the_header_of_mkswap(tmp_path: Path) -> None:
