@@ -16,4 +16,5 @@ class Access:
     writes: bool  # it leaves a byte; otherwise it reports the byte that it saw
     by_kernel: bool  # the guest's kernel touches the page for the task
     outcomes: frozenset[str]  # kinds of outcome that the probe can report: see case.model.Outcome
+    amid_others: bool = False  # tasks beside the probe access the page all the time
     by_device: bool = False  # a disk does it, which the guest is given: the host's KVM sees nothing

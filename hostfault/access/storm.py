@@ -2,4 +2,10 @@
 
 from hostfault.access.base import Access
 
-STORM = Access("storm", writes=False, by_kernel=False, outcomes=frozenset({"value", "signal"}))
+STORM = Access(
+    "storm",
+    writes=False,
+    by_kernel=False,
+    outcomes=frozenset({"value", "signal"}),
+    amid_others=True,
+)

@@ -19,6 +19,7 @@ from hostfault.case.counting import (
     SPIN_SAMPLES,
     Attempts,
     attempts,
+    attempts_between,
     cpu_share,
     evidence_of_faults,
     failed_exits,
@@ -375,7 +376,10 @@ def _host_saw_the_access(observation: Observation) -> bool:
         return any(event.name == DISK_ERROR for event in guest_events(observation))
     if observation.terms.by_device:
         return outcome is not None and observation.stored_byte == outcome.value
-    return not observation.terms.takes_page or attempts(observation) is not None
+    if not observation.terms.takes_page:
+        return True
+    samples = observation.samples  # from before the fault: other tasks may have fetched the page
+    return attempts_between(observation, samples[0], samples[-1]) is not None
 
 
 def _signal(

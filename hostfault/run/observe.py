@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hostfault import __version__
+from hostfault.access import ACCESSES
 from hostfault.case.counting import KERNEL_SPACE
 from hostfault.case.model import (
     Ended,
@@ -119,6 +120,8 @@ class Recording:
         """Do to the host what the case is about; the host may not survive it."""
         self._step_or_end(lambda: fault(self._scene))
         self._taken = self._so_far.terms.takes_page
+        if ACCESSES[self._so_far.scenario.access].amid_others and self._so_far.host_ended is None:
+            self._step_or_end(self._sample)  # what others met meanwhile is not of the access
 
     def touch(self) -> None:
         """Give the word; from here on time is counted."""
