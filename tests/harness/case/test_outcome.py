@@ -177,3 +177,15 @@ def test_an_error_of_a_device_counts_if_qemu_tells_of_it() -> None:
 def test_what_a_device_stored_counts_if_it_is_there() -> None:
     assert kind_of(by_device(Outcome("value", 0x5A), stored_byte=0x5A)) is VerdictKind.OK
     assert kind_of(by_device(Outcome("value", 0x5A), stored_byte=0x11)) is None
+
+
+def test_what_others_met_while_the_host_was_at_it_is_no_failure_of_the_access() -> None:
+    """Of a storm a sample is taken between the fault and the word."""
+    met = (GFN, RIP, 300)
+    samples = (sample(-0.2), sample(-0.1, met), sample(0.1, met), sample(0.2, met))
+    told = Outcome("signal", SIGBUS, BUS_ADRERR, ADDRESS, RIP)
+    assert kind_of(observed(*samples, outcome=told)) is VerdictKind.TASK_ERROR
+    found = Outcome("value", 0)
+    assert kind_of(observed(*samples, outcome=found, expected=0)) is VerdictKind.OK
+    nobody = (sample(-0.2), sample(-0.1), sample(0.1), sample(0.2))
+    assert kind_of(observed(*nobody, outcome=found, expected=0)) is None
