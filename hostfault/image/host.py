@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 SUITE = "trixie"
 HOST_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "pvpanic-pci")
+BOCHS_MODULES = ("ata_piix", "sr_mod")  # of a machine in Bochs; its root is a CD
 USEFUL_MODULES = ("loop",)  # what some backing needs, and others do without
 CPU_FLAGS = {"kvm-amd": "svm", "kvm-intel": "vmx"}  # what makes a CPU fit for a module
 SCRATCH = 2 << 30  # bytes of the disk left free for the run; holes on our own disk
@@ -135,14 +136,17 @@ def host_initramfs(
     host_image: HostImage,
     identity: Identity,
     payload: Mapping[str, Path],
+    devices: Sequence[str] = HOST_MODULES,
+    kvm: Sequence[str] = tuple(CPU_FLAGS),
 ) -> Path:
     """The initramfs with which ``kernel`` boots the host image.
 
-    ``payload`` are files and directories that the host will find as ``/run/hostfault/NAME``.
+    ``payload`` are files and directories that the host will find as ``/run/hostfault/NAME``,
+    ``devices`` the modules of the machine's, ``kvm`` those of which one must be there.
     Raises :class:`SetupError` if the kernel lacks a module.
     """
-    extra = [*some_of(kernel, tuple(CPU_FLAGS), at_least=1), *some_of(kernel, USEFUL_MODULES)]
-    modules = modules_for(kernel, [*HOST_MODULES, *extra])
+    extra = [*some_of(kernel, kvm, at_least=1), *some_of(kernel, USEFUL_MODULES)]
+    modules = modules_for(kernel, [*devices, *extra])
     recipe = IMAGES / "host"
     key = key_of(
         {
