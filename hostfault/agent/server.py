@@ -4,6 +4,7 @@
 directory; a local host uses this, so that nothing outlives the harness.
 ``--port NAME``: serve on a virtio-serial port; an emulated host uses this. The machine may be saved
 and go on elsewhere between two requests, and children, port and agent do not notice.
+``--machine FD``: the same on an inherited socket, where :mod:`hostfault.agent.line` stands between.
 
 A request is ``{"id": N, "op": NAME, ...}``, its answer ``{"id": N, "ok": VALUE}`` or
 ``{"id": N, "error": TEXT}``.
@@ -20,7 +21,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -419,16 +420,32 @@ def main() -> None:
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--stdio", type=int, metavar="FD")
     way.add_argument("--port", metavar="NAME")
+    way.add_argument("--machine", type=int, metavar="FD")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the harness, which hangs up
     if options.stdio is not None:
         leave_mount_namespace()
         _serve_one(options.directory, socket.socket(fileno=options.stdio))
         return
-    # A machine that has such a port was made for one case.
+    # A machine that has such a port, or such a line, was made for one case.
     agent = AgentServer(options.directory, expendable=True)
-    with open_port(options.port) as (incoming, outgoing):
+    with _way_out(options.machine, options.port) as (incoming, outgoing):
         serve(agent, incoming, outgoing)
+
+
+@contextlib.contextmanager
+def _way_out(fd: int | None, port: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The stream to the harness, to read and to write: an inherited socket, or a port."""
+    if fd is None:
+        with open_port(port) as both:
+            yield both
+        return
+    with (
+        socket.socket(fileno=fd) as connection,
+        connection.makefile("rb") as incoming,
+        connection.makefile("wb") as outgoing,
+    ):
+        yield incoming, outgoing
 
 
 def _serve_one(directory: Path, connection: socket.socket) -> None:

@@ -1,7 +1,8 @@
-"""Unix sockets of this machine whose connections are carried to another one over SSH.
+"""Unix sockets of this machine whose connections are carried to another one.
 
-By a program there that speaks to a socket (:mod:`hostfault.agent.relay`), so that a server may
-forbid every kind of forwarding.
+Over SSH by a program there that speaks to a socket (:mod:`hostfault.agent.relay`), so that a server
+may forbid every kind of forwarding; into a machine in Bochs over its line
+(:mod:`hostfault.remote.line`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,23 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import paramiko
 
 from hostfault.plumbing.errors import HostfaultError
 
-Open = Callable[[], paramiko.Channel]
+
+class Carrier(Protocol):
+    """What carries one connection: a channel of paramiko's, or a stream of a line."""
+
+    def sendall(self, data: bytes, /) -> object: ...  # noqa: D102
+    def recv(self, size: int, /) -> bytes: ...  # noqa: D102
+    def shutdown_write(self) -> None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+Open = Callable[[], Carrier]
 
 
 @contextmanager
@@ -56,7 +68,7 @@ def _accept(listener: socket.socket, open_channel: Open, carried: list[_Carried]
 class _Carried:
     """One connection, both ways."""
 
-    def __init__(self, peer: socket.socket, channel: paramiko.Channel) -> None:
+    def __init__(self, peer: socket.socket, channel: Carrier) -> None:
         self._peer, self._channel = peer, channel
         for work in (self._there, self._back):
             threading.Thread(target=work, daemon=True).start()
