@@ -21,6 +21,7 @@ GUEST_QMP = "guest-qmp.jsonl"
 HOST_SERIAL = "host-serial.log"
 HOST_QEMU_LOG = "host-qemu.log"
 HOST_QMP = "host-qmp.jsonl"
+HOST_BOCHS_LOG = "host-bochs.log"
 AGENT_LOG = "agent.log"
 
 FILES: Mapping[str, str] = {
@@ -37,6 +38,7 @@ FILES: Mapping[str, str] = {
     HOST_SERIAL: "emulated host: its console, from its boot on",
     HOST_QEMU_LOG: "emulated host: the outer QEMU's command line and what it printed",
     HOST_QMP: "emulated host: messages to and from the outer QEMU",
+    HOST_BOCHS_LOG: "emulated host, `--cpu intel`: Bochs's command line and what it logged",
     AGENT_LOG: "local host, and over SSH: what the agent printed",
     OBSERVATION: "everything that the verdict was made of",
 }

@@ -1,4 +1,4 @@
-"""An emulated host (L1): the kernel under test, booted in QEMU, with the guest (L2) inside it.
+"""An emulated host (L1): the kernel under test, booted in QEMU or Bochs, the guest (L2) inside it.
 
 Each configuration is booted once, up to "guest reachable, backing mounted", saved whole as a
 snapshot, and kept in the cache; every case runs in a fork of its own. The guest's QEMU is stopped
@@ -22,15 +22,8 @@ from hostfault.backing import BACKINGS, Backing, Python
 from hostfault.case.folder import GUEST_QMP, HOST_SERIAL
 from hostfault.case.model import Ended, Event, Kernel, Scenario
 from hostfault.guest import boot, probe
-from hostfault.host import outer_qemu
-from hostfault.host.outer_qemu import (
-    GUEST_QMP_PORT,
-    GUEST_SSH_PORT,
-    Descriptors,
-    Machine,
-    MachineSpec,
-    Sockets,
-)
+from hostfault.host.outer import OuterMachine, OuterSpec
+from hostfault.host.outer_qemu import GUEST_SSH_PORT, Sockets
 from hostfault.host.testbed import (
     AGENT_CALLS,
     ATTEMPTS,
@@ -76,6 +69,9 @@ GUEST_CLIENT = Client(
     ),
     {**ENVIRONMENT, "HOME": PAYLOAD},  # where its known_hosts is
 )
+LOG_IN = 30.0  # seconds
+AGENT_PATIENCE = 10.0  # seconds for one answer
+QMP_PATIENCE = 15.0  # seconds likewise
 _SNAPSHOT, _NOTES = "ram", "notes.json"  # in a cache entry
 
 
@@ -117,7 +113,7 @@ class GuestQemu:
 class EmulatedHost:
     """Boots, saves and forks; see the module's text."""
 
-    machine_for: Callable[[Backing], MachineSpec]  # its initramfs carries the guest
+    machine_for: Callable[[Backing], OuterSpec]  # its initramfs carries the guest
     identity: Identity
     cache: Cache
     added: Added
@@ -158,12 +154,12 @@ class Configuration:
         self._spec = host.machine_for(self._backing)
         self._guest_qemu = host.guest_qemu
         self._guest_command = _guest_command(
-            scenario, self._backing, host.added, host.guest_qemu.program
+            scenario, self._backing, host.added, host.guest_qemu.program, self._spec.qmp_chardev
         )
         self._policy = host.added.policy
         self._virtiofsd = host.added.virtiofsd
         self._environment = self._policy.environment(ENVIRONMENT, DIRECTORY)
-        self._on_tcg = self._spec.accelerator == "tcg"  # in the key, as a part of its command
+        self._on_tcg = self._spec.emulates  # in the key, as a part of its command
 
     def fork_or_boot_anew(self, stack: ExitStack, folder: Path) -> Testbed:
         """A fork of the snapshot; one that does not load is thrown away and made anew."""
@@ -193,16 +189,10 @@ class Configuration:
         return self._cache.obtain("machines", self._key(), build), bool(built)
 
     def _key(self) -> str:
-        anywhere, serial = Sockets.below(Path("/")), Path("/serial")
-        host = self._spec.command(anywhere, serial, Descriptors(0, 0, 0))
         return key_of(
             {
                 "layout": "8",  # of an entry, and of what is in a snapshot besides its inputs
-                "kernel": self._spec.kernel.image,
-                "initramfs": self._spec.initramfs,
-                "disk": self._spec.image.key,
-                "qemu": self._spec.qemu.version,
-                "host": "\n".join(host),
+                **self._spec.key(),
                 "guest": "\n".join(self._guest_command),
                 "virtiofsd": "\n".join(self._virtiofsd),  # the program is in the initramfs
                 "guest's environment": json.dumps(self._environment),
@@ -235,20 +225,18 @@ class Configuration:
         watch = Stopwatch()
         with ExitStack() as stack:
             directory = stack.enter_context(short_directory())
-            machine = stack.enter_context(
-                outer_qemu.start(self._spec, directory, folder, incoming=False)
-            )
+            machine = stack.enter_context(self._spec.start(directory, folder, saved=None))
             log.info("booting the host kernel %s under emulation", self._spec.kernel.release)
-            machine.boot(Deadline(120.0, "the emulated host to boot"))
-            _agent(machine, timeout=60.0).hello()
-            agent = _agent(machine)
+            machine.boot(self._deadline(120.0, "the emulated host to boot"))
+            self._agent(machine, 60.0).hello()
+            agent = self._agent(machine)
             watch.lap("host boot")
             stack.enter_context(self._logs_kept_if_it_fails(agent, failed))
             python = dataclasses.replace(PYTHON, on_tcg=self._on_tcg, instead=self._virtiofsd)
             self._backing.start(agent, DIRECTORY, python)
             recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
             launch = GuestLaunch(self._guest_command, self._environment, machine.guest_qmp)
-            boot_guest(agent, self._backing, launch, recorder)
+            boot_guest(agent, self._backing, launch, recorder, self._spec.slowness)
             self._policy.prove(agent)
             prove_kernel(agent, self._spec.kernel)
             prove_qemu(agent, self._guest_qemu)
@@ -256,19 +244,19 @@ class Configuration:
             guest = CarriedShell(agent, GUEST_CLIENT)
             log.info("waiting for SSH of the guest")
             guest.log_in(
-                Deadline(60.0, "SSH of the guest"),
+                self._deadline(60.0, "SSH of the guest"),
                 lambda: boot.check_alive(agent, self._guest_command),
             )
             watch.lap("guest ssh")
-            mount_backing(agent, self._backing, guest)
-            waiting = guest.open(probe.COMMAND, Deadline(20.0, "the probe to start"))
-            probe.wait_started(waiting, Deadline(20.0, "the probe to wait for its request"))
-            guest.log_in(Deadline(60.0, "SSH of the guest"))
+            mount_backing(agent, self._backing, guest, self._spec.slowness)
+            waiting = guest.open(probe.COMMAND, self._deadline(20.0, "the probe to start"))
+            probe.wait_started(waiting, self._deadline(20.0, "the probe to wait for its request"))
+            guest.log_in(self._deadline(60.0, "SSH of the guest"))
             watch.lap("backend ready")
             agent.trace()  # so that a fork counts at once; a boot would have filled the maps
             agent.stop_child(boot.NAME)
             log.info("saving the snapshot")
-            machine.save(entry / _SNAPSHOT, Deadline(60.0, "the snapshot to be saved"))
+            machine.save(entry / _SNAPSHOT, self._deadline(60.0, "the snapshot to be saved"))
             watch.lap("save")
         shutil.copy(folder / HOST_SERIAL, entry / HOST_SERIAL)
         notes = Notes(watch.phases, recorder.version, guest.spares, waiting.name)
@@ -279,19 +267,18 @@ class Configuration:
         watch = Stopwatch(notes.phases if fresh else None)
         shutil.copy(entry / HOST_SERIAL, folder / HOST_SERIAL)
         directory = stack.enter_context(short_directory())
-        machine = stack.enter_context(
-            outer_qemu.start(self._spec, directory, folder, incoming=True)
-        )
+        saved = entry / _SNAPSHOT
+        machine = stack.enter_context(self._spec.start(directory, folder, saved=saved))
         log.info("loading the snapshot")
-        machine.load(entry / _SNAPSHOT, Deadline(60.0, "the snapshot to load"))
+        machine.load(saved, self._deadline(60.0, "the snapshot to load"))
         watch.lap("restore")
         sockets = Sockets.below(directory)
         recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
 
         recorder.go_on(machine.guest_qmp, notes.qemu_version)
-        answer = recorder.ask("query-status")
-        _agent(machine, timeout=30.0).continue_child(boot.NAME)
-        agent = _agent(machine)
+        answer = recorder.ask("query-status", timeout=QMP_PATIENCE * self._spec.slowness)
+        self._agent(machine, 30.0).continue_child(boot.NAME)
+        agent = self._agent(machine)
         answer()
         watch.lap("reach")
         return Testbed(
@@ -302,11 +289,26 @@ class Configuration:
             probe=CarriedStream(agent, notes.probe, ready=True),
             log_in_to_guest=lambda d: log_in("guest", sockets.guest_ssh, self._identity, d),
             log_in_to_host=lambda d: log_in("host", sockets.host_ssh, self._identity, d),
-            host=EmulatedLife(machine, sockets, self._identity, on_tcg=self._on_tcg),
+            host=EmulatedLife(
+                machine, sockets, self._identity, self._on_tcg, LOG_IN * self._spec.slowness
+            ),
             policy=self._policy,
             watch=watch,
             cached=not fresh,
         )
+
+    def _agent(self, machine: OuterMachine, patience: float = AGENT_PATIENCE) -> Agent:
+        """The agent in the machine; ``patience``, in seconds, is for an answer, if it is QEMU."""
+
+        def alive() -> None:
+            if machine.ended() is not None:
+                raise ConnectionLostError("the emulated host is dead")
+
+        return Agent(machine.agent, alive, patience * self._spec.slowness)
+
+    def _deadline(self, seconds: float, what: str) -> Deadline:
+        """For what takes so long in QEMU at most."""
+        return Deadline(seconds * self._spec.slowness, what)
 
     @contextmanager
     def _logs_kept_if_it_fails(self, agent: Agent, folder: Path) -> Iterator[None]:
@@ -320,15 +322,16 @@ class Configuration:
 
 @dataclass(frozen=True)
 class EmulatedLife:
-    """Of an emulated host: its outer QEMU outlives it, and reports how it ended."""
+    """Of an emulated host: its emulator outlives it, and reports how it ended."""
 
-    machine: Machine
+    machine: OuterMachine
     sockets: Sockets
     identity: Identity
     on_tcg: bool
+    patience: float = LOG_IN  # seconds for it to let somebody in
 
     def ended(self) -> Ended | None:
-        """What the outer QEMU has seen."""
+        """What its emulator has seen."""
         return self.machine.ended()
 
     def ended_silently(self, silence: str) -> Ended | None:
@@ -339,12 +342,12 @@ class EmulatedLife:
         return self.machine.hung(f"{silence}; {AGENT_CALLS} more calls and SSH went unanswered")
 
     def events(self) -> Sequence[Event]:
-        """QMP events of the outer QEMU."""
-        return self.machine.recorder.events()
+        """What its emulator has reported."""
+        return self.machine.events()
 
     def _answers(self) -> bool:
         """Whether the host lets somebody in who has not been there before."""
-        deadline = Deadline(30.0, "SSH of the emulated host")
+        deadline = Deadline(self.patience, "SSH of the emulated host")
         try:
             log_in("host", self.sockets.host_ssh, self.identity, deadline).close()
         except DeadlineError:
@@ -376,26 +379,18 @@ def prove_qemu(agent: Agent, qemu: GuestQemu) -> None:
         raise SetupError(f"the guest runs on another QEMU: build id {found}, not {qemu.build_id}")
 
 
-def _guest_command(scenario: Scenario, backing: Backing, added: Added, qemu: str) -> list[str]:
+def _guest_command(
+    scenario: Scenario, backing: Backing, added: Added, qemu: str, qmp: str
+) -> list[str]:
     spec = boot.GuestSpec(
         qemu=(qemu,),
         kernel=f"{PAYLOAD}/guest-kernel",
         initramfs=f"{PAYLOAD}/guest-initramfs",
         directory=DIRECTORY,
-        qmp=f"pipe,path=/dev/virtio-ports/{GUEST_QMP_PORT}",
+        qmp=qmp,
         ssh_forward=f"tcp::{GUEST_SSH_PORT}-:22",
         backing=backing.qemu_options(DIRECTORY, added.policy.on_unbacked),
         append=boot.command_line(scenario, backing, added.guest_append),
         more=added.qemu_options,
     )
     return boot.command(spec, scenario.vcpus)
-
-
-def _agent(machine: Machine, timeout: float = 10.0) -> Agent:
-    """The agent in the machine; ``timeout``, in seconds, is for an answer."""
-
-    def alive() -> None:
-        if machine.ended() is not None:
-            raise ConnectionLostError("the emulated host is dead")
-
-    return Agent(machine.agent, alive, timeout)

@@ -6,14 +6,14 @@ import dataclasses
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
 from hostfault.case.folder import HOST_QEMU_LOG, HOST_QMP, HOST_SERIAL
-from hostfault.case.model import Ended, HostImage, Kernel, Qemu
+from hostfault.case.model import Ended, Event, HostImage, Kernel, Qemu
 from hostfault.host.qemu import environment_of
 from hostfault.host.scheduling import Scheduling
 from hostfault.plumbing.deadline import Deadline, poll
@@ -78,6 +78,31 @@ class MachineSpec:
     initramfs: Path
     accelerator: str  # "tcg" or "kvm"
     append: tuple[str, ...] = ()  # words that a person added to the kernel's command line
+    slowness = 1.0  # by this all that is waited for was measured
+    qmp_chardev = f"pipe,path=/dev/virtio-ports/{GUEST_QMP_PORT}"
+
+    @property
+    def emulates(self) -> bool:
+        """See :class:`~hostfault.host.outer.OuterSpec`."""
+        return self.accelerator == "tcg"
+
+    def key(self) -> Mapping[str, str | Path]:
+        """See :class:`~hostfault.host.outer.OuterSpec`."""
+        return {
+            "kernel": self.kernel.image,
+            "initramfs": self.initramfs,
+            "disk": self.image.key,
+            "qemu": self.qemu.version,
+            "host": "\n".join(
+                self.command(Sockets.below(Path("/")), Path("/serial"), Descriptors(0, 0, 0))
+            ),
+        }
+
+    def start(
+        self, directory: Path, folder: Path, *, saved: Path | None
+    ) -> AbstractContextManager[Machine]:
+        """See :class:`~hostfault.host.outer.OuterSpec`; it is stopped before it first runs."""
+        return start(self, directory, folder, incoming=saved is not None)
 
     def command(self, sockets: Sockets, serial: Path, fds: Descriptors) -> list[str]:
         """The command line, up to what decides whether it boots or loads."""
@@ -271,6 +296,10 @@ class Machine:
             if gone is not None:
                 return gone
         return Ended(None, None, f"{registers}\n{self._serial.text()}\n{words}")
+
+    def events(self) -> Sequence[Event]:
+        """QMP events of QEMU."""
+        return self.recorder.events()
 
     def check_alive(self) -> None:
         """Raise :class:`HostfaultError` if it came to an end while it was being set up."""

@@ -138,8 +138,17 @@ class GuestLaunch:
     changes_user: bool = False  # by itself, see host/qemu.py
 
 
-def boot_guest(agent: Agent, backing: Backing, launch: GuestLaunch, recorder: Recorder) -> None:
-    """Start the guest's QEMU, record from before its first instruction, wait for its init."""
+def boot_guest(
+    agent: Agent,
+    backing: Backing,
+    launch: GuestLaunch,
+    recorder: Recorder,
+    slowness: float = 1.0,
+) -> None:
+    """Start the guest's QEMU, record from before its first instruction, wait for its init.
+
+    ``slowness`` is how many times longer than usual it may take.
+    """
     boot.start(agent, launch.argv, launch.env, changes_user=launch.changes_user)
 
     def alive() -> None:
@@ -147,14 +156,14 @@ def boot_guest(agent: Agent, backing: Backing, launch: GuestLaunch, recorder: Re
         _check_running(agent, recorder)
         boot.check_alive(agent, launch.argv)
 
-    deadline = Deadline(30.0, "QMP of the guest's QEMU")
+    deadline = Deadline(30.0 * slowness, "QMP of the guest's QEMU")
     if isinstance(launch.qmp, Line):
         recorder.pick_up(launch.qmp, deadline, alive)
     else:
         recorder.connect(launch.qmp, deadline, alive)
     recorder.execute("cont")
     log.info("waiting for the guest to boot")
-    boot.wait_ready(agent, Deadline(BOOT_PATIENCE, "the guest to boot"), alive)
+    boot.wait_ready(agent, Deadline(BOOT_PATIENCE * slowness, "the guest to boot"), alive)
 
 
 def _check_running(agent: Agent, recorder: Recorder) -> None:
@@ -173,10 +182,10 @@ def log_in(name: str, path: Path, keys: Identity, deadline: Deadline) -> SshShel
     return connect(name, path, keys, deadline)
 
 
-def mount_backing(agent: Agent, backing: Backing, guest: Shell) -> None:
+def mount_backing(agent: Agent, backing: Backing, guest: Shell, slowness: float = 1.0) -> None:
     """Make the backing usable in the guest, and prove that it is what it should be."""
     log.info("mounting the backing in the guest")
-    backing.mount(agent, guest, Deadline(30.0, "the guest to mount the backing"))
+    backing.mount(agent, guest, Deadline(30.0 * slowness, "the guest to mount the backing"))
 
 
 def keep_logs(agent: Agent, backing: Backing, policy: VmmPolicy, folder: Path) -> None:
