@@ -31,7 +31,7 @@ class LabFacts:
     qemu: Qemu  # the one that runs the guest
     vmm_policy: str = STOCK  # what that does about a page that KVM cannot back
     back_end: str = ""  # the virtiofs back-end that was named, and its sha256; "" for ours
-    host_cpu: str = ""  # model name and microcode of the host's CPU; "" for an emulated one
+    host_cpu: str = ""  # model name and microcode of the host's CPU; "" for one that QEMU emulates
     host_microcode: str = ""
 
 

@@ -11,6 +11,7 @@ PRELOADED = ("mce", "stop")  # by a library in the guest's QEMU: see images/vmm-
 # By QEMU itself, and what its memory backends' option on-unbacked is then: see images/qemu.
 ON_UNBACKED = {"qemu-stop": "stop", "qemu-mce": "mce", "qemu-auto": "auto"}
 VMM_POLICIES = (STOCK, *PRELOADED, *ON_UNBACKED)
+CPUS = ("amd", "intel")  # that an emulated host can have: from QEMU, from Bochs
 TREE = "tree:"  # begins a name of a kernel or a QEMU that is a source tree
 
 
@@ -20,6 +21,7 @@ class Settings:
 
     host: str = "auto"  # "auto" | "local" | "emulated" | "ssh://..."
     host_console: str = ""  # a file, or a command, that shows the console of one over SSH
+    cpu: str = CPUS[0]  # of an emulated host, if it is emulated itself
     host_kernel: str | None = None  # a name, a path, ...; None: the newest of the catalog
     guest_kernel: str | None = None  # the same
     qemu: str = "image"  # "image" | "system" | a path | NAME+SERIES | "tree:PATH"

@@ -59,10 +59,11 @@ def forced(settings: Settings) -> Choice | None:
     if "kvm" in settings.require and (settings.host == "emulated" or emulated_only):
         raise UsageError(
             "--require kvm wants this machine's own kernel to be tested: "
-            "leave out --host emulated and --host-kernel, or --require kvm"
+            f"leave out {emulated_only or '--host emulated'}, or --require kvm"
         )
     if settings.host == "emulated":
-        choice = Choice("emulated", "asked for with --host emulated")
+        cpu = " --cpu intel" if settings.cpu == "intel" else ""
+        choice = Choice("emulated", f"asked for with --host emulated{cpu}")
     elif emulated_only:
         choice = Choice("emulated", f"{emulated_only} boots in one")
     else:
@@ -95,6 +96,8 @@ def choose(settings: Settings, machine: MachineFacts) -> Choice:
 
 
 def _what_needs_an_emulated_host(settings: Settings) -> str:
+    if settings.cpu == "intel":
+        return "--cpu intel"
     if settings.host_kernel:
         return "--host-kernel"
     if settings.kvm_options:

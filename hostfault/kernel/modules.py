@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hostfault.case.model import Kernel
-from hostfault.plumbing.errors import LaunchError, SetupError
+from hostfault.plumbing.errors import LaunchError, SetupError, UsageError
 from hostfault.plumbing.packages import run_tool
 from hostfault.plumbing.short_directory import short_directory
 
@@ -66,6 +66,17 @@ def some_of(kernel: Kernel, names: Sequence[str], *, at_least: int = 0) -> list[
     if len(found) < at_least:
         raise missing
     return found
+
+
+def check_has(kernel: Kernel, module: str, wanted: str) -> None:
+    """Raise :class:`UsageError` if a kernel lacks a module that ``wanted`` (an option) needs."""
+    try:
+        modules_for(kernel, [module])
+    except SetupError as error:
+        raise UsageError(
+            f"{wanted}: kernel {kernel.name} ({kernel.release}) has no {module}, neither as a "
+            f"module (looked in {kernel.modules}) nor built in"
+        ) from error
 
 
 def _normal(name: str) -> str:

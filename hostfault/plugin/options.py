@@ -9,7 +9,7 @@ import pytest
 
 from hostfault.case.capabilities import check_names
 from hostfault.case.model import STOCK
-from hostfault.case.settings import VMM_POLICIES, Settings
+from hostfault.case.settings import CPUS, VMM_POLICIES, Settings
 from hostfault.plugin import sets
 from hostfault.plugin.workers import number_of, workers_of
 from hostfault.plumbing.errors import UsageError
@@ -50,6 +50,13 @@ def _add_machines(group: pytest.OptionGroup) -> None:
         default="",
         metavar="FILE|COMMAND",
         help="what shows the console of a host over SSH: a file, or a command that prints it",
+    )
+    group.addoption(
+        "--cpu",
+        choices=CPUS,
+        default=CPUS[0],
+        help="whose CPU an emulated host has, and so which half of KVM is tested "
+        f"(default {CPUS[0]}; intel: in Bochs)",
     )
     for role in ("host", "guest"):
         group.addoption(
@@ -163,6 +170,7 @@ def from_config(config: pytest.Config) -> Settings:
     return Settings(
         host=_host(config),
         host_console=config.getoption("--host-console"),
+        cpu=config.getoption("--cpu"),
         host_kernel=config.getoption("--host-kernel"),
         guest_kernel=config.getoption("--guest-kernel"),
         qemu=config.getoption("--qemu"),

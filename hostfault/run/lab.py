@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from hostfault.case.record import LabFacts, Record
 from hostfault.case.settings import PRELOADED, Settings
 from hostfault.case.verdict import final_verdict
 from hostfault.guest.policy import VmmPolicy
+from hostfault.host.bochs import CPU as BOCHS_CPU
 from hostfault.host.choice import Choice, MachineFacts, choose, forced
 from hostfault.host.emulated import (
     PAYLOAD,
@@ -38,6 +39,7 @@ from hostfault.host.emulated import (
     payload,
 )
 from hostfault.host.local import LocalHost
+from hostfault.host.outer import OuterSpec
 from hostfault.host.outer_qemu import MachineSpec, module_parameters
 from hostfault.host.preflight import (
     NESTED_INTEL,
@@ -60,6 +62,7 @@ from hostfault.plumbing.errors import GuestLostError, MissingCapabilityError
 from hostfault.plumbing.short_directory import sweep_short_directories
 from hostfault.plumbing.ssh_keys import Identity, identity
 from hostfault.run.arm import arm
+from hostfault.run.intel import intel_machine
 from hostfault.run.observe import observe
 
 if TYPE_CHECKING:
@@ -75,12 +78,17 @@ CACHE_LIMITS = {
     "guest-images": 1 << 30,
     "host-images": 2 << 30,
     "qemu-bundles": 128 << 20,
+    "bochs": 512 << 20,
+    "bochs-boot": 256 << 20,
     "kernels": 3 << 30,
     "packages": 512 << 20,
     "site-packages": 128 << 20,
     "probe": 16 << 20,
     "crowd": 16 << 20,
     "vmm-policy.so": 16 << 20,
+    "bochs-preload.so": 16 << 20,
+    "bochs-start.bin": 16 << 20,
+    "say": 16 << 20,
     "kvm-probe": 16 << 20,
 }
 
@@ -92,7 +100,7 @@ class Lab:
         self._settings = settings
         self._cache = cache or default_cache()
         self._stack = ExitStack()
-        self._outer_machines: dict[str, MachineSpec] = {}  # by backing
+        self._outer_machines: dict[str, OuterSpec] = {}  # by backing
         self._guest_images: dict[tuple[str, ...], GuestImage] = {}  # by modules
 
     def __enter__(self) -> Lab:
@@ -189,7 +197,8 @@ class Lab:
     def _machine_facts(self) -> tuple[str, str, str]:
         """The host's release, and its CPU's model and microcode; leases a machine over SSH."""
         if self.choice.kind == "emulated":
-            return self._host_kernel.release, "", ""
+            cpu = BOCHS_CPU if self._settings.cpu == "intel" else ""
+            return self._host_kernel.release, cpu, ""
         if self.choice.kind == "ssh":
             found = self._remote_host.machine.facts
             return found.release, found.cpu, found.microcode
@@ -263,13 +272,13 @@ class Lab:
         host = RemoteHost(target, self._qemu, files, self._identity, self._added, console)
         return self._stack.enter_context(host)
 
-    def _outer_machine(self, backing: Backing) -> MachineSpec:
+    def _outer_machine(self, backing: Backing) -> OuterSpec:
         """The machine that an emulated host is; it carries the guest of a backing."""
         if backing.name not in self._outer_machines:
             self._outer_machines[backing.name] = self._make_outer_machine(backing)
         return self._outer_machines[backing.name]
 
-    def _make_outer_machine(self, backing: Backing) -> MachineSpec:
+    def _make_outer_machine(self, backing: Backing) -> OuterSpec:
         if self._qemu.source != "image":  # the image's is known to have what a backing needs
             backing.require(self._qemu, environment_of(self._qemu))
         guest = self._guest_image(backing)
@@ -279,6 +288,11 @@ class Lab:
         load = payload(
             self._guest_kernel.image, guest.initramfs, self._identity, more, self._virtiofsd
         )
+        if self._settings.cpu == "intel":
+            return self._in_bochs(load)
+        return self._in_qemu(load)
+
+    def _in_qemu(self, load: Mapping[str, Path]) -> MachineSpec:
         initramfs = host_initramfs(
             self._cache, self._host_kernel, self._host_image, self._identity, load
         )
@@ -290,11 +304,23 @@ class Lab:
             kernel=self._host_kernel,
             initramfs=initramfs,
             accelerator="kvm" if accelerated else "tcg",
-            append=(
-                *self._settings.host_append,
-                *module_parameters(self._settings.kvm_options, "kvm_intel" if intel else "kvm_amd"),
-            ),
+            append=self._host_append("kvm_intel" if intel else "kvm_amd"),
         )
+
+    def _in_bochs(self, load: Mapping[str, Path]) -> OuterSpec:
+        return intel_machine(
+            self._cache,
+            self._host_kernel,
+            self._host_image,
+            self._identity,
+            load,
+            self._host_append("kvm_intel"),
+        )
+
+    def _host_append(self, vendor: str) -> tuple[str, ...]:
+        """What a person added to the command line of an emulated host's kernel."""
+        settings = self._settings
+        return (*settings.host_append, *module_parameters(settings.kvm_options, vendor))
 
     @cached_property
     def _policy_library(self) -> Path | None:

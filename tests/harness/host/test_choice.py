@@ -56,6 +56,12 @@ NO_TRACING = MachineFacts("", "only root may: use sudo for the local host")
             GOOD,
             Choice("emulated", "--kvm-option boots in one"),
         ),
+        (Settings(cpu="intel"), GOOD, Choice("emulated", "--cpu intel boots in one")),
+        (
+            Settings(host="emulated", cpu="intel"),
+            GOOD,
+            Choice("emulated", "asked for with --host emulated --cpu intel"),
+        ),
         (
             Settings(host="ssh://lab"),
             NO_KVM,  # which is of this machine, and nobody asks
@@ -92,6 +98,9 @@ def test_what_was_demanded_and_is_missing_is_a_missing_capability(
         (Settings(host="local", host_kernel="6.1"), "--host-kernel needs an emulated host"),
         (Settings(host="local", host_append=("x",)), "--host-append needs an emulated host"),
         (Settings(host="local", kvm_options=("x=1",)), "--kvm-option needs an emulated host"),
+        (Settings(host="local", cpu="intel"), "--cpu intel needs an emulated host"),
+        (Settings(host="ssh://lab", cpu="intel"), "Leave out --host ssh://lab, or --cpu intel"),
+        (Settings(require=("kvm",), cpu="intel"), "leave out --cpu intel, or --require kvm"),
         (Settings(host="ssh://lab", kvm_options=("x=1",)), "Leave out --host ssh://lab"),
         (Settings(require=("kvm",), host="emulated"), "this machine's own kernel"),
         (Settings(require=("kvm",), host_kernel="6.1"), "this machine's own kernel"),
