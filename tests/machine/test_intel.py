@@ -1,0 +1,75 @@
+"""An emulated Intel host, for real: one case on a machine in Bochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hostfault.case.model import Scenario, VerdictKind
+from hostfault.case.settings import Settings
+from hostfault.host.bochs import CPU
+from hostfault.plumbing.errors import SetupError
+from hostfault.run.lab import Lab
+
+# Bochs runs on one core, and a boot of host and guest takes it a minute and a half.
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1200)]
+
+SCENARIO = Scenario("virtiofs-dax", "zero", "load", async_pf=True)
+
+
+def listening_ports() -> set[str]:
+    """TCP sockets of this machine on which somebody listens (proc(5), /proc/net/tcp: state 0A)."""
+    lines = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path("/proc/net", name).read_text().splitlines()[1:]
+    ]
+    return {fields[9] for fields in lines if fields[3] == "0A"}
+
+
+def own_sockets(pid: int) -> set[str]:
+    """Inodes of the sockets that a process has open."""
+    links = [str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()]
+    return {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
+
+
+def test_the_vcpu_spins_on_intel_too_and_the_second_case_is_a_fork(tmp_path: Path) -> None:
+    with Lab(Settings(cpu="intel")) as lab:
+        records = [lab.run("spins", SCENARIO, tmp_path / name) for name in ("first", "second")]
+    for record in records:
+        assert record.verdict.kind is VerdictKind.SPIN, record.verdict.summary
+        told = " ".join(record.verdict.evidence)
+        assert "KVM tracepoint kvm_page_fault" in told
+        assert "pf_taken" in told
+    assert records[1].cached
+    assert records[0].facts.host_cpu == CPU
+
+
+def test_the_host_is_an_intel_machine_with_ept_and_opens_no_port(tmp_path: Path) -> None:
+    with Lab(Settings(cpu="intel")) as lab, lab.testbed(SCENARIO, tmp_path) as testbed:
+        ept, _ = testbed.agent.read("/sys/module/kvm_intel/parameters/ept")
+        bochs = [
+            int(each.name)
+            for each in Path("/proc").iterdir()
+            if each.name.isdigit() and "bochs-bin" in _command_of(each)
+        ]
+        ours = set().union(*(own_sockets(pid) for pid in bochs))
+        assert bochs
+        assert not ours & listening_ports()
+    assert ept == "Y\n"
+
+
+def _command_of(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().decode(errors="replace")
+    except OSError:  # it has ended
+        return ""
+
+
+def test_a_parameter_that_kvm_intel_lacks_is_an_error(tmp_path: Path) -> None:
+    with (
+        Lab(Settings(cpu="intel", kvm_options=("npt=0",))) as lab,
+        pytest.raises(SetupError, match="HOSTFAULT-ERROR kvm_intel has no parameter npt"),
+    ):
+        lab.run("npt", SCENARIO, tmp_path)
