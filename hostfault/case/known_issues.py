@@ -32,6 +32,7 @@ class KnownIssue:
     faults: frozenset[str]  # the faults that it concerns
     accesses: frozenset[str] | None = None  # the same of accesses; None: all
     vmm_policies: frozenset[str] = frozenset(VMM_POLICIES)  # with which of them it shows
+    not_accesses: frozenset[str] = frozenset()  # accesses that it does not concern
     of_guest: bool = False  # it is the guest's kernel that has it
 
     @property
@@ -53,6 +54,7 @@ def load(path: Path = KNOWN_ISSUES) -> tuple[KnownIssue, ...]:
             verdict=VerdictKind(entry["verdict"]),
             faults=frozenset(entry["faults"]),
             accesses=frozenset(entry["accesses"]) if "accesses" in entry else None,
+            not_accesses=frozenset(entry.get("not_accesses", ())),
             vmm_policies=_policies(entry.get("vmm_policies", VMM_POLICIES)),
             of_guest=entry.get("of", "host") == "guest",
         )
@@ -84,6 +86,8 @@ def match(
         if kernel is None or not kernel.packaged or scenario.fault not in issue.faults:
             continue
         if issue.accesses is not None and scenario.access not in issue.accesses:
+            continue
+        if scenario.access in issue.not_accesses:
             continue
         if vmm_policy in issue.vmm_policies and issue.kernels.covers(version_of(kernel.release)):
             return issue

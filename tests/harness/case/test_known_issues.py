@@ -114,3 +114,8 @@ def test_what_the_host_has_comes_before_what_the_guest_has() -> None:
 def test_the_faults_of_the_list_are_faults_that_there_are() -> None:
     named = {fault for issue in load() for fault in issue.faults}
     assert named <= {fault.name for fault in FAULTS}
+
+
+def test_an_access_that_is_none_of_kvms_is_left_out_of_its_issue() -> None:
+    by_device = dataclasses.replace(TRUNCATED, access="dma")
+    assert match(ISSUES, kernel("7.3.4+deb13"), by_device) is None
