@@ -1,9 +1,9 @@
 """``ci/chaos N``: kills parts of a night N times, at random moments, and looks at what that does.
 
 Killed are ci/nightly itself, its pytest, the outer QEMU, or all of them at once (as a power cut
-does it). Each night is started again until it ends. Then there must be no verdict other than the
-one of an undisturbed night, every result that had been reported, and no process and no directory
-left.
+does it), and inside the emulated host the agent and the guest's QEMU. Each night is started again
+until it ends. Then there must be no verdict other than the one of an undisturbed night, every
+result that had been reported, and no process and no directory left.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from hostfault.nightly import inside
 from hostfault.nightly.night import Runner
 from hostfault.nightly.results import Key, Result, Status
 from hostfault.nightly.runs import PytestPrograms
@@ -36,7 +37,11 @@ NIGHT = 900.0  # seconds in which an undisturbed night must end
 GONE = 60.0  # seconds after which nothing may be left of a killed night
 SOCKETS = Path("/tmp")  # noqa: S108 (where the suite makes directories for its sockets)
 TICK = 0.05  # seconds between two looks at the processes
-KINDS = ("nightly", "pytest", "qemu", "everything")
+OUTSIDE = ("nightly", "pytest", "qemu", "everything")
+INSIDE = tuple(inside.VICTIMS)  # the emulated host
+KINDS = OUTSIDE + INSIDE
+CASES = 2  # of a quick night
+AMID = 1.5  # seconds of a case in which what is inside is killed
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class Kill:
     """One kill, as it is kept."""
 
     kind: str
-    at: float  # seconds after the start
+    at: float  # seconds after the start of the night, or of the case for what is inside
     reported: int  # results that the night had then
 
 
@@ -161,10 +166,15 @@ class Figures:
 class Chaos:
     """Nights below one directory, and what was done to them. Goes on where it was."""
 
-    def __init__(self, folder: Path, nightly: Sequence[str], seed: int) -> None:
-        """``nightly`` is the command of a night without ``--results``."""
+    def __init__(
+        self, folder: Path, nightly: Sequence[str], seed: int, kinds: Sequence[str] = OUTSIDE
+    ) -> None:
+        """``nightly`` is the command of a night without ``--results``; ``kinds`` are killed."""
         self._folder = folder
         self._nightly = nightly
+        self._kinds = kinds
+        kills_inside = set(kinds) & set(INSIDE)
+        self._plugin = ("--", "-p", inside.__name__) if kills_inside else ()
         self._state = folder / "chaos.json"
         self.figures = Figures()
         self._seconds = 0.0
@@ -203,9 +213,12 @@ class Chaos:
         reported: dict[tuple[Key, int], str] = {}
         while True:
             wanted = len(self.figures.kills) < kills and not deadline.passed()
-            kind = self._dice.choice(KINDS) if wanted else ""
-            at = self._dice.uniform(0.0, self._seconds)
-            family.append(self._disturb(store, kind, at))
+            kind = self._dice.choice(self._kinds) if wanted else ""
+            if kind in INSIDE:
+                family.append(self._disturb_inside(store, kind))
+            else:
+                at = self._dice.uniform(0.0, self._seconds)
+                family.append(self._disturb(store, kind, at))
             new = [name for name in store.names() if name not in before]
             found = self._results(store, new[-1]) if new else []
             self._look_for_losses(reported, found)
@@ -218,9 +231,24 @@ class Chaos:
         self._look_for_wrongs(found)
         self._look_for_rests(family)
 
-    def _disturb(self, store: NightStore, kind: str, at: float) -> Family:
+    def _disturb_inside(self, store: NightStore, kind: str) -> Family:
+        """Start the night with the order to kill one process of the emulated host; let it end."""
+        at = round(self._dice.uniform(0.0, AMID), 2)
+        done = self._folder / "killed-inside"
+        done.unlink(missing_ok=True)
+        order = inside.Order(kind, self._dice.randint(1, CASES), at, str(done))
+        family = self._disturb(store, "", 0.0, order.to_environment())
+        if done.exists():
+            names = store.names()
+            reported = len(self._results(store, names[-1])) if names else 0
+            self.figures.kills.append(Kill(kind, at, reported))
+        return family
+
+    def _disturb(
+        self, store: NightStore, kind: str, at: float, more: Mapping[str, str] | None = None
+    ) -> Family:
         """Start the night, and after ``at`` seconds kill; without a kind let it end."""
-        with self._start(store) as child:
+        with self._start(store, more) as child:
             family = Family(child.pid)
             family.seen[Process(child.pid, (_stat(child.pid) or (0, 0, ""))[1])] = "nightly"
             end = Deadline(NIGHT, "a night to end")
@@ -279,9 +307,12 @@ class Chaos:
             if path.name.split("-")[1] in ours:
                 self.figures.left.append(str(path))
 
-    def _start(self, store: NightStore) -> AbstractContextManager[subprocess.Popen[bytes]]:
-        argv = [*self._nightly, "--results", str(store.root)]
-        return spawn(argv, log=self._folder / "log", env=os.environ, grace=60.0)
+    def _start(
+        self, store: NightStore, more: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        argv = [*self._nightly, "--results", str(store.root), *self._plugin]
+        env = {**os.environ, **(more or {})}
+        return spawn(argv, log=self._folder / "log", env=env, grace=60.0)
 
     def _load(self) -> None:
         with suppress(OSError, ValueError):
@@ -311,7 +342,7 @@ def main(words: Sequence[str] | None = None) -> int:
     nightly = [sys.executable, "-P", "-m", "hostfault.nightly", "--set", "quick"]
     nightly += ["--kernels", asked.kernel, "--minutes", "30"]
     begun = wall_clock()
-    chaos = Chaos(Path(asked.results).absolute(), nightly, asked.seed)
+    chaos = Chaos(Path(asked.results).absolute(), nightly, asked.seed, KINDS)
     chaos.run(asked.kills, Deadline(asked.minutes * 60, "the kills"))
     print("\n".join(chaos.figures.lines()))
     print(f"{wall_clock() - begun:.0f} s")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from nightly_suite import Suite
 
-from hostfault.nightly.chaos import KINDS, Chaos, Family, Process
+from hostfault.nightly.chaos import INSIDE, OUTSIDE, Chaos, Family, Process
 from hostfault.plumbing.deadline import Deadline, poll
 from hostfault.plumbing.process import spawn
 
@@ -18,8 +19,8 @@ def command(suite: Suite) -> list[str]:
     return [sys.executable, program, str(suite.root.parent), "--set", "dax", "--kernels", "7.3.4"]
 
 
-def chaos(suite: Suite, kills: int, seed: int = 3) -> Chaos:
-    found = Chaos(suite.root / "chaos", command(suite), seed)
+def chaos(suite: Suite, kills: int, seed: int = 3, kinds: Sequence[str] = OUTSIDE) -> Chaos:
+    found = Chaos(suite.root / "chaos", command(suite), seed, kinds)
     found.run(kills, Deadline(240.0, "the kills"))
     return found
 
@@ -28,8 +29,16 @@ def test_kills_change_no_verdict_and_lose_and_leave_nothing(suite: Suite) -> Non
     suite.says({"*": {"*": "slowly known", "none-load-apf": "slowly ok"}})
     figures = chaos(suite, 4).figures
     assert len(figures.kills) == 4
-    assert {kill.kind for kill in figures.kills} <= set(KINDS) - {"qemu"}  # there is none here
+    assert {kill.kind for kill in figures.kills} <= set(OUTSIDE) - {"qemu"}  # there is none here
     assert (figures.wrong, figures.lost, figures.left) == ([], [], [])
+    assert figures.is_right
+
+
+def test_what_was_killed_inside_the_host_is_counted_and_is_no_verdict(suite: Suite) -> None:
+    suite.says({"*": {"*": "known"}})
+    figures = chaos(suite, 2, kinds=INSIDE).figures
+    assert {kill.kind for kill in figures.kills} <= set(INSIDE)
+    assert figures.trouble == {"ConnectionLostError": len(figures.kills)}
     assert figures.is_right
 
 
