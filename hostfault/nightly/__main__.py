@@ -12,16 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from hostfault.nightly import finish, lock, news, plan, runs
+from hostfault.nightly import finish, lock, news, plan, runs, sets
 from hostfault.nightly.baseline import as_toml, choose, from_night
 from hostfault.nightly.kernels import check_out
 from hostfault.nightly.night import Runner, resumed
 from hostfault.nightly.results import LOCAL, Result
 from hostfault.nightly.runs import PytestPrograms
 from hostfault.nightly.shards import merge, shard_options
+from hostfault.nightly.soak import Soak
 from hostfault.nightly.store import Night, NightStore, keep_seconds, replace_text
 from hostfault.nightly.submit import submit
-from hostfault.plumbing.deadline import wall_clock
+from hostfault.plumbing.deadline import Deadline, wall_clock
 from hostfault.plumbing.errors import HostfaultError, UsageError
 from hostfault.plumbing.project import PROJECT
 from hostfault.plumbing.short_directory import sweep_short_directories
@@ -47,6 +48,8 @@ def main(words: Sequence[str] | None = None, programs: PytestPrograms | None = N
                 return _accept(asked, store)
             if asked.merge:
                 return _merge(asked, store)
+            if asked.soak:
+                return _soak(asked, store, programs)
             return _night(asked, store, programs)
     except UsageError as error:
         print(f"nightly: {error}", file=sys.stderr)
@@ -82,6 +85,20 @@ def _night(asked: argparse.Namespace, store: NightStore, programs: PytestProgram
         _say(f"{name} is older than {asked.keep} and removed")
     _show(store, night, asked.submit)
     return code
+
+
+def _soak(asked: argparse.Namespace, store: NightStore, programs: PytestPrograms) -> int:
+    """One night after another, until one as long as the last no longer fits."""
+    end = Deadline(asked.minutes * 60, "the soak")
+    of_all, took = Soak((), ()), 0.0
+    while end.left() > took:
+        begun = end.left()
+        one = argparse.Namespace(**{**vars(asked), "minutes": begun / 60, "fresh": True})
+        code = _night(one, store, programs)
+        of_all = of_all.and_(code, store.results(store.names()[-1]))
+        took = begun - end.left()
+    print("\n".join(of_all.lines()))
+    return of_all.code
 
 
 def _to_go_on(asked: argparse.Namespace, store: NightStore) -> Night | None:
@@ -131,7 +148,7 @@ def _default_kernels() -> dict[str, str]:
 def _new(asked: argparse.Namespace, store: NightStore, programs: PytestPrograms) -> Night:
     set_name, minutes, shard, options, kernels = _asked_of(asked)
     wanted, notes = check_out(kernels, store.root / "trees")
-    cases = runs.collect(programs, set_name, shard_options(shard))
+    cases = runs.collect(programs, sets.load()[set_name], shard_options(shard))
     moment = wall_clock()
     return Night(
         name=store.new_name(moment),
@@ -189,7 +206,7 @@ def _say(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ci/nightly", description=__doc__, epilog=CODES)
     add = parser.add_argument
-    add("--set", choices=sorted(plan.SETS), default="nightly", help="which tests (%(default)s)")
+    add("--set", choices=sorted(sets.load()), default="nightly", help="which tests (%(default)s)")
     add(
         "--kernels",
         metavar="NAME,...",
@@ -215,6 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--reason", default="", help="for --accept-as-baseline: why")
     add("--link", default="", help="for --accept-as-baseline: where it is discussed")
     add("--fresh", action="store_true", help="begin a night though the last one was stopped")
+    add("--soak", action="store_true", help="night after night until the minutes are over")
     add(
         "--workers",
         type=int,

@@ -40,7 +40,7 @@ TICK = 0.05  # seconds between two looks at the processes
 OUTSIDE = ("nightly", "pytest", "qemu", "everything")
 INSIDE = tuple(inside.VICTIMS)  # the emulated host
 KINDS = OUTSIDE + INSIDE
-CASES = 2  # of a quick night
+CASES = 2  # of a smoke night
 AMID = 1.5  # seconds of a case in which what is inside is killed
 
 
@@ -339,7 +339,7 @@ def main(words: Sequence[str] | None = None) -> int:
     add("--results", default=str(PROJECT / ".hostfault" / "chaos"), metavar="DIR")
     add("--minutes", type=float, default=240.0, help="stop then; the same command goes on")
     asked = parser.parse_args(words)
-    nightly = [sys.executable, "-P", "-m", "hostfault.nightly", "--set", "quick"]
+    nightly = [sys.executable, "-P", "-m", "hostfault.nightly", "--set", "smoke"]
     nightly += ["--kernels", asked.kernel, "--minutes", "30"]
     begun = wall_clock()
     chaos = Chaos(Path(asked.results).absolute(), nightly, asked.seed, KINDS)

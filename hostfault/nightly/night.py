@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hostfault.nightly import plan, reading, results, runs
+from hostfault.nightly import plan, reading, results, runs, sets
 from hostfault.nightly.results import Key, Result, Status
 from hostfault.nightly.runs import PytestEnd, PytestPrograms
 from hostfault.nightly.store import Night, NightStore, replace_text
@@ -94,7 +94,7 @@ class Runner:
                 cases,
                 folder,
                 seconds,
-                self.night.options,
+                (*sets.load()[self.night.set].options, *self.night.options),
             )
         finally:
             self._update(dataclasses.replace(self.night, spent=spent + now() - begun))

@@ -10,20 +10,6 @@ from itertools import groupby
 from hostfault.nightly.results import LOCAL, Key, Result, Status
 from hostfault.plumbing.errors import UsageError
 
-
-@dataclass(frozen=True)
-class Set:
-    """Which tests a night runs."""
-
-    places: tuple[str, ...]  # below the project
-    select: str = ""  # pytest's -k
-
-
-SETS: Mapping[str, Set] = {
-    "quick": Set(("tests/dax",), "none-load-apf or zero-load-apf"),
-    "dax": Set(("tests/dax",), "dax"),
-    "nightly": Set(("tests/dax", "tests/ram")),
-}
 UNKNOWN_CASE = 60.0  # seconds: a case that was never run may have to boot its machine
 WORKER = 2 << 30  # bytes of memory: an emulated host, the page cache of its saved machine, pytest
 START = 15.0  # seconds that a run of pytest takes beside its tests: open the lab, close it

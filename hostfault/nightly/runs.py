@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostfault.nightly.plan import SETS, is_local
+from hostfault.nightly.plan import is_local
 from hostfault.nightly.reading import REPORT_LOG, TESTS
+from hostfault.nightly.sets import Set
 from hostfault.nightly.store import replace_text
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import SetupError
@@ -44,18 +45,18 @@ class PytestEnd:
     words: str  # the end of what it printed
 
 
-def collect(programs: PytestPrograms, set_name: str, options: Sequence[str]) -> list[str]:
+def collect(programs: PytestPrograms, wanted: Set, options: Sequence[str]) -> list[str]:
     """The node ids of a set's tests. Raises :class:`hostfault.plumbing.errors.SetupError`."""
-    wanted = SETS[set_name]
     places = [str(programs.root / place) for place in wanted.places]
     select = ["-k", wanted.select] if wanted.select else []
+    options = [*wanted.options, *options]
     argv = [*programs.pytest, *places, *select, *options, "--collect-only", "-q"]
     said = run_program(
         argv, what="collecting the tests", timeout=COLLECTING, env=_environment(), cwd=programs.root
     )
     found = _NODE.findall(said)
     if not found:
-        raise SetupError(f"there is no test in set {set_name}; pytest said\n{said[-1000:]}")
+        raise SetupError(f"there is no such test: {' '.join(argv)}; pytest said\n{said[-1000:]}")
     return found
 
 

@@ -18,6 +18,7 @@ from hostfault.nightly import lock, plan
 from hostfault.nightly.__main__ import main
 from hostfault.nightly.night import resumed
 from hostfault.nightly.results import LOCAL, Status
+from hostfault.nightly.soak import Soak
 from hostfault.plumbing.deadline import Deadline, poll
 
 STOCK = {"*": "known", "none-load-apf": "ok"}
@@ -25,6 +26,26 @@ STOCK = {"*": "known", "none-load-apf": "ok"}
 
 def words_of(suite: Suite) -> dict[str, str]:
     return {each.case.rpartition("dax-")[2].rstrip("]"): each.word for each in suite.results()}
+
+
+# --- a soak ---
+
+
+def test_a_soak_is_night_after_night_and_counts_the_trouble_that_a_second_look_mended(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan, "START", 0.0)
+    monkeypatch.setattr(plan, "UNKNOWN_CASE", 0.1)
+    suite.says({"*": STOCK | {"zero-load-apf": ["trouble", "known"]}})
+    assert suite.night("--soak", "--minutes", "0.3") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "1 x ConnectionLostError" in said[-1]
+    assert said[-4].startswith(f"{len(suite.store.nights())} nights")
+
+
+def test_a_soak_in_which_something_got_worse_fails() -> None:
+    bad, good, trouble = (Soak(codes, ()) for codes in ((0, 3, 1), (0, 0), (3, 0)))
+    assert (bad.code, good.code, trouble.code) == (1, 0, 3)
 
 
 # --- news and the exit code ---

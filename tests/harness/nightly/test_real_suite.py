@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from hostfault.nightly import sets
 from hostfault.nightly.__main__ import main
 from hostfault.nightly.results import Result, Status
-from hostfault.nightly.runs import PytestPrograms
+from hostfault.nightly.runs import PytestPrograms, collect
 from hostfault.nightly.store import NightStore
+from hostfault.plugin import sets as matrix
 
 STAND_INS = Path(__file__).parents[1] / "bisect"
 
@@ -22,11 +24,11 @@ STAND_INS = Path(__file__).parents[1] / "bisect"
 def results_of_a_night(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **environment: str
 ) -> dict[str, Result]:
-    """A quick night on 7.3.4 and on 6.12, by kernel and fault."""
+    """A smoke night on 7.3.4 and on 6.12, by kernel and fault."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(STAND_INS), *_path()]))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    words = ["--set", "quick", "--kernels", "7.3.4,6.12", "--results", str(tmp_path)]
+    words = ["--set", "smoke", "--kernels", "7.3.4,6.12", "--results", str(tmp_path)]
     main(words, PytestPrograms(pytest=(*PytestPrograms().pytest, "-p", "bisect_stand_ins")))
     store = NightStore(tmp_path)
     found = store.results(store.names()[-1])
@@ -78,3 +80,10 @@ def test_a_fix_on_a_listed_kernel_is_a_pass_and_no_failure(
     assert (fixed.outcome, fixed.word) == (Status.PASSED, "vm-exit")
     assert fixed.reason == "passes in spite of a known issue"
     assert found["6.12 zero"].outcome is Status.KNOWN
+
+
+@pytest.mark.parametrize("name", ["quick", "nightly"])
+def test_a_set_of_the_matrix_is_what_a_night_runs(name: str) -> None:
+    cases = collect(PytestPrograms(), sets.load()[name], ())
+    assert len(cases) == matrix.load().counts()[name]
+    assert len(set(cases)) == len(cases)
