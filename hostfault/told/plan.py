@@ -8,7 +8,7 @@ from itertools import product
 from hostfault.access import ACCESSES
 from hostfault.backing.store import FOLDER
 from hostfault.case.model import STOCK, Scenario
-from hostfault.case.settings import Settings
+from hostfault.case.settings import CPUS, Settings
 from hostfault.host.emulated import DIRECTORY
 
 STOCK_KERNEL = "7.3.4"
@@ -44,12 +44,14 @@ class Measurement:
     guest_append: tuple[str, ...] = ()
     words: str = ""  # what is special about it
     tasks: Tasks | None = None
+    cpu: str = CPUS[0]  # of the emulated host
 
     @property
     def settings(self) -> Settings:
         """What a lab is made with; cells with the same settings share one."""
         return Settings(
             host="emulated",
+            cpu=self.cpu,
             host_kernel=self.kernel,
             guest_kernel=self.guest_kernel,
             qemu=self.qemu,
@@ -117,6 +119,23 @@ def _guests() -> list[Measurement]:
         Measurement("guests", "guest-no-mca", store, qemu_options=no_mca, words="no MCA"),
         Measurement("guests", "guest-6.12", store, guest_kernel="6.12", words="guest kernel 6.12"),
         Measurement("guests", "guest-6.1", store, guest_kernel="6.1", words="guest kernel 6.1"),
+    ]
+
+
+def _intel() -> list[Measurement]:
+    """A truncated page on a host with Intel's half of KVM, and Intel's machine check."""
+    rows = (
+        ("stock", STOCK_KERNEL, STOCK, _dax("load")),
+        ("at-once", AT_ONCE, STOCK, _dax("load")),
+        ("stop", OURS, "stop", _dax("load")),
+        ("mce-load", OURS, "mce", _dax("load")),
+        ("mce-store", OURS, "mce", _dax("store")),
+        ("mce-read", OURS, "mce", _dax("read")),
+        ("mce-noapf", OURS, "mce", _dax("load", apf=False)),
+    )
+    return [
+        Measurement("intel", f"intel-{name}", case, kernel, policy, cpu="intel")
+        for name, kernel, policy, case in rows
     ]
 
 
@@ -251,6 +270,6 @@ def _short(scenario: Scenario) -> str:
 
 CELLS: tuple[Measurement, ...] = (
     *(*_outcomes(), *_cases(), *_hard()),
-    *(*_stops(), *_qemus(), *_same(), *_guests(), *_crowds()),
+    *(*_stops(), *_qemus(), *_same(), *_guests(), *_intel(), *_crowds()),
     *(*_own(), *_saves(), *_exits()),
 )

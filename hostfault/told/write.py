@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "outcomes": ("host kernel", "policy", "the task gets", "told", "afterwards", "`--only`"),
     "guests": ("guest", "the access gets", "afterwards", "`--only`"),
     "hard": ("access", "policy", "gets", "afterwards", "`--only`"),
+    "intel": ("host kernel", "policy", "access", "apf", "gets", "told", "afterwards", "`--only`"),
     "crowds": ("tasks", "policy", "they get", "told", "`--only`"),
     "qemus": ("QEMU", "host kernel", "policy", "case", "gets", "told", "afterwards", "`--only`"),
     "saves": ("backing", "fault", "QEMU", "host kernel", "the vCPU", "the guest", "`--only`"),
@@ -91,35 +92,71 @@ def _table(rows: Sequence[tuple[Measurement, ToldRun]], name: str) -> str:
 
 
 def _row(cell: Measurement, result: ToldRun, table: str) -> tuple[str, ...]:
-    gets, after, key = _gets(result), _afterwards(result), f"`{cell.key}`"
-    if table == "outcomes":
-        kernel = f"`{cell.kernel}`" + (f", {cell.words}" if cell.words else "")
-        return (kernel, cell.policy, gets, f"{result.told:,}", after, key)
-    if table == "qemus":
-        case, told = cell.scenario, f"{result.told:,}"
-        what, names = f"{case.backing}, {case.fault}, {case.access}", (cell.qemu, cell.kernel)
-        return (*(f"`{each}`" for each in names), cell.policy, what, gets, told, after, key)
-    if table == "saves":
-        case, names = cell.scenario, (cell.qemu, cell.kernel)
-        quoted = (f"`{each}`" for each in names)
-        return (case.backing, case.fault, *quoted, cell.words, result.summary, key)
-    if table == "exits":
-        return (f"`{cell.kernel}`, {cell.words}", result.summary, f"{result.told:,}", key)
-    if table == "guests":
-        return (cell.words, gets, after, key)
-    if table == "crowds":
-        cpu = f"; vCPUs at {result.cpu_share:.0%} of a core" if result.cpu_share else ""
-        return (cell.words, cell.policy, f"{gets}{cpu}", f"{result.told:,}", key)
-    if table == "hard":
-        return (cell.scenario.access, cell.policy, gets, after, key)
-    if table == "own":
-        words = f"`{result.verdict}`: {result.summary}"
-        return (f"`{cell.kernel}`", cell.policy, words, f"{result.told:,}", after, key)
-    if table == "same":
-        return (cell.scenario.fault, f"`{cell.kernel}`", cell.policy, gets, after, key)
-    scenario = cell.scenario
-    apf = "yes" if scenario.async_pf else "no"
-    return (scenario.backing, scenario.fault, scenario.access, apf, gets, after, key)
+    cells = _CELLS.get(table, _cells_of_a_case)
+    return (*cells(cell, result), f"`{cell.key}`")
+
+
+def _cells_of_a_case(cell: Measurement, result: ToldRun) -> tuple[str, ...]:
+    case = cell.scenario
+    end = (_apf(cell), _gets(result), _afterwards(result))
+    return (case.backing, case.fault, case.access, *end)
+
+
+def _cells_of_an_outcome(cell: Measurement, result: ToldRun) -> tuple[str, ...]:
+    kernel = f"`{cell.kernel}`" + (f", {cell.words}" if cell.words else "")
+    return (kernel, cell.policy, _gets(result), _told(result), _afterwards(result))
+
+
+def _cells_of_qemu(cell: Measurement, result: ToldRun) -> tuple[str, ...]:
+    case = cell.scenario
+    what = f"{case.backing}, {case.fault}, {case.access}"
+    end = (_gets(result), _told(result), _afterwards(result))
+    return (f"`{cell.qemu}`", f"`{cell.kernel}`", cell.policy, what, *end)
+
+
+def _cells_of_intel(cell: Measurement, result: ToldRun) -> tuple[str, ...]:
+    end = (_gets(result), _told(result), _afterwards(result))
+    return (f"`{cell.kernel}`", cell.policy, cell.scenario.access, _apf(cell), *end)
+
+
+def _cells_of_a_save(cell: Measurement, result: ToldRun) -> tuple[str, ...]:
+    begin = (cell.scenario.backing, cell.scenario.fault, f"`{cell.qemu}`", f"`{cell.kernel}`")
+    return (*begin, cell.words, result.summary)
+
+
+def _cells_of_a_crowd(cell: Measurement, result: ToldRun) -> tuple[str, ...]:
+    cpu = f"; vCPUs at {result.cpu_share:.0%} of a core" if result.cpu_share else ""
+    return (cell.words, cell.policy, f"{_gets(result)}{cpu}", _told(result))
+
+
+def _cells_of_its_own(cell: Measurement, result: ToldRun) -> tuple[str, ...]:
+    words = f"`{result.verdict}`: {result.summary}"
+    return (f"`{cell.kernel}`", cell.policy, words, _told(result), _afterwards(result))
+
+
+_CELLS: Mapping[str, Callable[[Measurement, ToldRun], tuple[str, ...]]] = {
+    "outcomes": _cells_of_an_outcome,
+    "qemus": _cells_of_qemu,
+    "intel": _cells_of_intel,
+    "saves": _cells_of_a_save,
+    "crowds": _cells_of_a_crowd,
+    "own": _cells_of_its_own,
+    "exits": lambda of, it: (f"`{of.kernel}`, {of.words}", it.summary, _told(it)),
+    "guests": lambda of, it: (of.words, _gets(it), _afterwards(it)),
+    "hard": lambda of, it: (of.scenario.access, of.policy, _gets(it), _afterwards(it)),
+    "same": lambda of, it: (
+        *(of.scenario.fault, f"`{of.kernel}`", of.policy),
+        *(_gets(it), _afterwards(it)),
+    ),
+}
+
+
+def _apf(cell: Measurement) -> str:
+    return "yes" if cell.scenario.async_pf else "no"
+
+
+def _told(result: ToldRun) -> str:
+    return f"{result.told:,}"
 
 
 def _gets(result: ToldRun) -> str:
