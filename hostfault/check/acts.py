@@ -13,6 +13,7 @@ from hostfault.check.liar import Liar
 from hostfault.check.plan import Case
 from hostfault.fault import FAULTS
 from hostfault.guest import boot
+from hostfault.guest.probe import Probe, start
 from hostfault.host.emulated import PYTHON
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
@@ -28,6 +29,7 @@ DEFECTS = {  # numbers of the parameter "mutant" (kernels/patches/mutants)
     "loses-the-wakeup": 5,
     "zero-page": 6,
 }
+SECOND_ACCESS = "vector"  # at an instruction of its own, and it leaves the page as it is
 PAUSE = 0.5  # seconds that a VM is paused for
 _IN_VAIN = 2.0  # seconds to wait for a guest that will not answer
 
@@ -66,6 +68,7 @@ class Stage:
     testbed: Testbed
     armed: Armed
     done: set[str] = field(default_factory=set)  # what is done once, while the access is watched
+    second: Probe | None = None  # of the disturbance second-task
 
     def once(self, what: str) -> bool:
         """Whether this has not been done yet; now it counts as done."""
@@ -240,15 +243,29 @@ def _keep_guest_busy(stage: Stage) -> None:
         _in_guest(stage, _behind("while :; do :; done"))
 
 
-def _second_task(stage: Stage) -> None:
-    """It opens the file by name once alone, before the fault.
+def _second_reader(stage: Stage) -> None:
+    """A task that reads the page with read(2), again and again.
 
-    A lookup says how long the file is: a guest that knows that it was cut sends SIGBUS by itself.
+    It opens the file each time, by which the guest learns how long it is: nothing for a case whose
+    file is cut.
     """
     view = stage.armed.scene.view
     number = (view.start + view.offset) // PAGE_SIZE
-    read = f"dd if=/proc/self/fd/3 of=/dev/null bs={PAGE_SIZE} skip={number} count=1"
-    _in_guest(stage, f"exec 3<{view.path}; {_behind(f'while :; do {read}; done')}")
+    read = f"dd if={view.path} of=/dev/null bs={PAGE_SIZE} skip={number} count=1"
+    _in_guest(stage, _behind(f"while :; do {read}; done"))
+
+
+def _second_task(stage: Stage) -> None:
+    """One more probe, which has touched the page as the first has, and never asks for its file."""
+    view = stage.armed.scene.view
+    stage.second = Probe(start(stage.testbed.guest))
+    stage.second.request(view, SECOND_ACCESS, 0, page_first=True)
+    stage.second.arm(Deadline(30.0, "the second task to touch the page"))
+
+
+def _let_the_second_go(stage: Stage, _seconds: float) -> None:
+    if stage.second is not None and stage.once("second task"):
+        stage.second.go()
 
 
 def _burn(stage: Stage) -> None:
@@ -317,7 +334,8 @@ SITUATIONS: Mapping[str, Doing] = {
 DISTURBANCES: Mapping[str, Doing] = {
     "": Doing(),
     "busy-guest": Doing(_keep_guest_busy),
-    "second-task": Doing(_second_task),
+    "second-reader": Doing(_second_reader),
+    "second-task": Doing(_second_task, _let_the_second_go),
     "starved-vcpu": Doing(_burn),
     "paused-and-resumed": Doing(meanwhile=_pause_and_resume),
     "snapshot": Doing(meanwhile=_snapshot),

@@ -109,7 +109,7 @@ SITUATIONS: tuple[Situation, ...] = (
         "taken-again",
         VerdictKind.OK,
         accesses=READING,
-        disturbances=("", "second-task"),
+        disturbances=("", "second-reader"),
         terms=_BACK,
         weight=8,
     ),
