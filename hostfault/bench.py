@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hostfault.case.model import Scenario
-from hostfault.case.settings import Settings
+from hostfault.case.settings import CPUS, Settings
 from hostfault.kernel import catalog, resolve
 from hostfault.kernel.build import read_tree
 from hostfault.kernel.buildroot import build_root, suite_for
@@ -63,7 +63,7 @@ def _say(text: str) -> None:
     print(f"  {text}", file=sys.stderr)
 
 
-def step(kernel: str, root: Path, folder: Path) -> dict[str, float]:
+def step(kernel: str, root: Path, folder: Path, cpu: str) -> dict[str, float]:
     """Seconds of each phase from a kernel's source to the verdict of one case with it."""
     started = now()
     cache = Cache(root)
@@ -72,7 +72,7 @@ def step(kernel: str, root: Path, folder: Path) -> dict[str, float]:
     finally:
         cache.close()
     built = now() - started
-    phases = once(Settings(host="emulated", host_kernel=name), root, folder)
+    phases = once(Settings(host="emulated", cpu=cpu, host_kernel=name), root, folder)
     return {"build": built, **phases, "all": now() - started}
 
 
@@ -121,13 +121,13 @@ def table(cold: Mapping[str, float], warm: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def bench_steps(kernels: Sequence[str]) -> int:
+def bench_steps(kernels: Sequence[str], cpu: str) -> int:
     """Measure the steps of a bisection and print them; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="hostfault-bench-") as place:
         root = Path(place) / "cache"
         try:
             steps = {
-                kernel: step(kernel, root, Path(place) / f"run-{number}")
+                kernel: step(kernel, root, Path(place) / f"run-{number}", cpu)
                 for number, kernel in enumerate(kernels)
             }
         except HostfaultError as error:
@@ -137,12 +137,12 @@ def bench_steps(kernels: Sequence[str]) -> int:
     return 0
 
 
-def bench_boots(kernels: Sequence[str], count: int) -> int:
+def bench_boots(kernels: Sequence[str], count: int, cpu: str) -> int:
     """Boot each kernel so often and print the table; returns the exit code: 1 if a boot failed."""
     moment = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(wall_clock()))
     folder = PROJECT / ".hostfault" / "boots" / moment
     try:
-        found = boots(kernels or list(catalog.load()), count, folder, _say)
+        found = boots(kernels or list(catalog.load()), count, folder, _say, cpu)
     except HostfaultError as error:
         print(f"ci/bench: {error}", file=sys.stderr)
         return 3
@@ -164,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         f"{WHOLE}PATH builds the whole kernel of a tree, whatever differs",
     )
     parser.add_argument("--host", default="auto", choices=("auto", "local", "emulated"))
+    parser.add_argument("--cpu", choices=CPUS, default=CPUS[0], help="as for ci/dax")
     parser.add_argument(
         "--boots",
         type=int,
@@ -186,10 +187,10 @@ def main(words: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
     options = _parser().parse_args(words)
     if options.boots > 0:
-        return bench_boots(options.host_kernel, options.boots)
+        return bench_boots(options.host_kernel, options.boots, options.cpu)
     if options.step:
-        return bench_steps(options.step)
-    settings = Settings(host=options.host)
+        return bench_steps(options.step, options.cpu)
+    settings = Settings(host=options.host, cpu=options.cpu)
     cold: list[dict[str, float]] = []
     warm: list[dict[str, float]] = []
     try:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import paramiko
 
 from hostfault.backing import BACKINGS
 from hostfault.case.model import Scenario
-from hostfault.case.settings import Settings
+from hostfault.case.settings import CPUS, Settings
 from hostfault.case.words import last_line
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline
@@ -33,9 +33,9 @@ LOOK = 1.0  # seconds of silence after which one looks whether the machines live
 TROUBLE = 255  # exit code of ours, as ssh has it; others are the command's
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Parse the command line, boot or fork, and hand over; returns the exit code."""
-    options = _parser().parse_args()
+    options = _parser().parse_args(words)
     with tempfile.TemporaryDirectory(prefix="hostfault-shell-") as folder:
         try:
             return _in_testbed(options, Path(folder))
@@ -60,14 +60,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-async-pf", action="store_true", help="boot the guest with no-kvmapf")
     add("--vcpus", type=int, default=1, metavar="N", help="of the guest (default 1)")
     add("--local", action="store_true", help="the guest on this machine's own KVM")
+    add("--cpu", choices=CPUS, default=CPUS[0], help="as for ci/dax (default %(default)s)")
     for name in ("--qemu-option", "--guest-append", "--host-append", "--kvm-option"):
         add(name, action="append", default=[], metavar="WORDS", help="as for ci/dax")
     return parser
 
 
-def _in_testbed(options: argparse.Namespace, folder: Path) -> int:
-    settings = Settings(
+def _settings(options: argparse.Namespace) -> Settings:
+    return Settings(
         host="local" if options.local else "emulated",
+        cpu=options.cpu,
         host_kernel=options.host_kernel,
         guest_kernel=options.guest_kernel,
         qemu_options=_words(options.qemu_option),
@@ -75,10 +77,13 @@ def _in_testbed(options: argparse.Namespace, folder: Path) -> int:
         host_append=_words(options.host_append),
         kvm_options=_words(options.kvm_option),
     )
+
+
+def _in_testbed(options: argparse.Namespace, folder: Path) -> int:
     scenario = Scenario(options.backing, "none", "load", not options.no_async_pf, options.vcpus)
     with ExitStack() as stack:
         with heard_by(_say):
-            lab = stack.enter_context(Lab(settings))
+            lab = stack.enter_context(Lab(_settings(options)))
             lab.facts()
             testbed = stack.enter_context(lab.testbed(scenario, folder))
         return _hand_over(testbed, options)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hostfault.case.model import Scenario
-from hostfault.case.settings import Settings
+from hostfault.case.settings import CPUS, Settings
 from hostfault.host.emulated import EmulatedHost
 from hostfault.plumbing.deadline import now
 from hostfault.plumbing.errors import HostfaultError
@@ -31,15 +31,19 @@ class Boot:
 
 
 def boots(
-    kernels: Sequence[str], count: int, folder: Path, say: Callable[[str], None]
+    kernels: Sequence[str],
+    count: int,
+    folder: Path,
+    say: Callable[[str], None],
+    cpu: str = CPUS[0],
 ) -> list[Boot]:
-    """Boot each kernel so many times; ``folder`` gets the logs.
+    """Boot each kernel so many times on that CPU; ``folder`` gets the logs.
 
     Raises :class:`HostfaultError` where a kernel or an image cannot be had.
     """
     found = []
     for kernel in kernels:
-        with Lab(Settings(host="emulated", host_kernel=kernel)) as lab:
+        with Lab(Settings(host="emulated", cpu=cpu, host_kernel=kernel)) as lab:
             lab.facts()
             assert isinstance(lab.host, EmulatedHost)
             for number in range(1, count + 1):

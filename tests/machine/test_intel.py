@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,19 @@ def test_the_host_is_an_intel_machine_with_ept_and_opens_no_port(tmp_path: Path)
         assert bochs
         assert not ours & listening_ports()
     assert ept == "Y\n"
+
+
+def test_a_command_of_a_developers_runs_in_the_intel_host() -> None:
+    line = [sys.executable, "-P", "-m", "hostfault.shell", "--cpu", "intel", "--host"]
+    done = subprocess.run(
+        [*line, "--run", "grep -c vmx /proc/cpuinfo; exit 7"],
+        capture_output=True,
+        text=True,
+        timeout=900.0,  # seconds: where there is no snapshot yet, one is made
+        check=False,
+    )
+    assert done.returncode == 7, done.stderr
+    assert done.stdout == "2\n"  # among the features of its one CPU, and those of its VMX
 
 
 def _command_of(process: Path) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from hostfault import bench
 from hostfault.bench import medians, steps_table, table
+from hostfault.case.settings import CPUS, Settings
 from hostfault.kernel.buildroot import BuildRoot
 from hostfault.kernel.kvm_only import Base
 from hostfault.kernel.whole import Tree, Whole
@@ -28,6 +29,23 @@ def test_the_table_has_a_dash_where_a_run_lacks_a_phase() -> None:
 
 def test_a_phase_that_the_table_does_not_know_is_shown_too() -> None:
     assert "new phase" in table({"new phase": 1.0}, {})
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_what_is_measured_is_the_cpu_that_was_asked_for(
+    cpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Settings] = []
+
+    def once(settings: Settings, _root: Path, _folder: Path) -> dict[str, float]:
+        asked.append(settings)
+        return {"all": 1.0}
+
+    monkeypatch.setattr(bench, "once", once)
+    monkeypatch.setattr(bench, "_build", lambda kernel, _cache: kernel)
+    assert bench.main(["--warm", "1", "--cpu", cpu]) == 0
+    assert bench.main(["--step", "7.3.4+fail-at-once", "--cpu", cpu]) == 0
+    assert [settings.cpu for settings in asked] == [cpu] * 3
 
 
 def test_a_step_is_shown_with_its_build_its_boot_and_all() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,7 +10,8 @@ import pytest
 
 from hostfault import shell
 from hostfault.case.model import Ended, Event
-from hostfault.plumbing.errors import ConnectionLostError
+from hostfault.case.settings import Settings
+from hostfault.plumbing.errors import ConnectionLostError, UsageError
 
 
 class PretendedChannel:
@@ -59,3 +61,37 @@ def test_a_host_that_ends_under_a_command_is_an_error_with_its_last_words() -> N
 def test_a_guest_that_panics_under_a_command_is_an_error() -> None:
     with pytest.raises(ConnectionLostError, match="guest"):
         run(PretendedChannel(None), None, Event("GUEST_PANICKED", 1.0, {}))
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ((), Settings(host="emulated")),
+        (("--cpu", "intel"), Settings(host="emulated", cpu="intel")),
+        (
+            ("--cpu", "intel", "--kvm-option", "ept=0 pml=0", "--host-kernel", "6.1"),
+            Settings(
+                host="emulated", cpu="intel", host_kernel="6.1", kvm_options=("ept=0", "pml=0")
+            ),
+        ),
+    ],
+)
+def test_the_machine_is_the_one_that_was_asked_for(
+    words: Sequence[str], wanted: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Settings] = []
+
+    def lab(settings: Settings) -> None:
+        asked.append(settings)
+        raise UsageError("that is all that is wanted of it")
+
+    monkeypatch.setattr(shell, "Lab", lab)
+    assert shell.main([*words, "--run", "true"]) == shell.TROUBLE
+    assert asked == [wanted]
+
+
+def test_an_intel_cpu_on_this_machines_own_kvm_is_one_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert shell.main(["--local", "--cpu", "intel", "--run", "true"]) == shell.TROUBLE
+    assert "--cpu intel needs an emulated host" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 
 from hostfault import bench
 from hostfault.case.model import Scenario
+from hostfault.case.settings import CPUS, Settings
 from hostfault.host.emulated import EmulatedHost
 from hostfault.plumbing.errors import HostfaultError, SetupError
 from hostfault.run import boots as module
@@ -39,8 +40,10 @@ class ScriptedLab:
 
     def __init__(self, host: ScriptedHost) -> None:
         self.host = host
+        self.asked: list[Settings] = []
 
-    def __call__(self, _settings: object) -> ScriptedLab:
+    def __call__(self, settings: Settings) -> ScriptedLab:
+        self.asked.append(settings)
         return self
 
     def __enter__(self) -> ScriptedLab:
@@ -98,19 +101,30 @@ def test_numbers_do_not_tell_reasons_apart() -> None:
     assert reason("SSH of the guest took 60.0 s\nmore") == reason("SSH of the guest took 61.5 s")
 
 
+def test_boots_are_of_the_cpu_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = ScriptedLab(ScriptedHost([None, None]))
+    monkeypatch.setattr(module, "Lab", lab)
+    for cpu in CPUS:
+        boots(["6.18"], 1, tmp_path, lambda _: None, cpu)
+    assert [settings.cpu for settings in lab.asked] == list(CPUS)
+
+
 @pytest.mark.parametrize(("why", "code"), [("", 0), ("lost", 1)])
 def test_the_exit_code_says_whether_a_boot_failed(
     why: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
 
-    def scripted(kernels: list[str], count: int, *_: object) -> list[Boot]:
-        asked.append((kernels, count))
+    def scripted(kernels: list[str], count: int, _f: Path, _s: object, cpu: str) -> list[Boot]:
+        asked.append((kernels, count, cpu))
         return [Boot("6.18", 1.0, why)]
 
     monkeypatch.setattr(bench, "boots", scripted)
-    assert bench.main(["--boots", "3", "--host-kernel", "6.18"]) == code
-    assert asked == [(["6.18"], 3)]
+    line = ["--boots", "3", "--host-kernel", "6.18", "--cpu", "intel"]
+    assert bench.main(line) == code
+    assert asked == [(["6.18"], 3, "intel")]
 
 
 def test_every_catalogued_kernel_is_booted_unless_some_are_named(
