@@ -118,6 +118,7 @@ class BochsSpec:
     emulates = True
     qmp_chardev = f"socket,path={QMP_SOCKET}"
     slowness = 5.0
+    spares = 2  # as many as most cases use: a handshake takes seconds
 
     def key(self) -> Mapping[str, str | Path]:
         """See :class:`~hostfault.host.outer.OuterSpec`."""

@@ -246,12 +246,13 @@ class Configuration:
             guest.log_in(
                 self._deadline(60.0, "SSH of the guest"),
                 lambda: boot.check_alive(agent, self._guest_command),
+                self._spec.spares,
             )
             watch.lap("guest ssh")
             mount_backing(agent, self._backing, guest, self._spec.slowness)
             waiting = guest.open(probe.COMMAND, self._deadline(20.0, "the probe to start"))
             probe.wait_started(waiting, self._deadline(20.0, "the probe to wait for its request"))
-            guest.log_in(self._deadline(60.0, "SSH of the guest"))
+            guest.log_in(self._deadline(60.0, "SSH of the guest"), spares=self._spec.spares)
             watch.lap("backend ready")
             agent.trace()  # so that a fork counts at once; a boot would have filled the maps
             agent.stop_child(boot.NAME)

@@ -68,6 +68,10 @@ class OuterSpec(Protocol):
         """How many times longer it may take than QEMU would, for all that is waited for."""
 
     @property
+    def spares(self) -> int:
+        """How many connections to the guest a snapshot has that nothing uses yet."""
+
+    @property
     def qmp_chardev(self) -> str:
         """The chardev of the guest's QEMU at the other end of :attr:`OuterMachine.guest_qmp`."""
 

@@ -25,6 +25,7 @@ from hostfault.plumbing.errors import (
     UsageError,
 )
 from hostfault.plumbing.process import spawn, tail
+from hostfault.remote.carried import SPARES
 from hostfault.remote.qmp import Line, Recorder
 
 MEMORY = 1024  # MiB
@@ -79,6 +80,7 @@ class MachineSpec:
     accelerator: str  # "tcg" or "kvm"
     append: tuple[str, ...] = ()  # words that a person added to the kernel's command line
     slowness = 1.0  # by this all that is waited for was measured
+    spares = SPARES
     qmp_chardev = f"pipe,path=/dev/virtio-ports/{GUEST_QMP_PORT}"
 
     @property

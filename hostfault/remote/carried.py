@@ -45,13 +45,18 @@ class CarriedShell:
         """The connections that no command has taken yet, for a shell of the same guest later."""
         return tuple(self._spares)
 
-    def log_in(self, deadline: Deadline, alive: Callable[[], None] = lambda: None) -> None:
-        """Make spare connections until there are enough of them.
+    def log_in(
+        self,
+        deadline: Deadline,
+        alive: Callable[[], None] = lambda: None,
+        spares: int = SPARES,
+    ) -> None:
+        """Make spare connections until there are so many.
 
         Raises :class:`~hostfault.plumbing.errors.DeadlineError`, and whatever ``alive`` raises,
         which is asked whenever a connection fails.
         """
-        streams = [self._connect() for _ in range(SPARES - len(self._spares))]
+        streams = [self._connect() for _ in range(spares - len(self._spares))]
         for stream in streams:
             self._spares.append(self._logged_in(stream, deadline, alive).name)
 

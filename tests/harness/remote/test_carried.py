@@ -58,6 +58,15 @@ def test_connections_that_were_made_ahead_are_taken_first_and_replaced(agent: Ag
     before.log_in(soon())
 
 
+def test_where_a_connection_takes_long_fewer_are_made_ahead(agent: Agent) -> None:
+    guest = shell(agent)
+    guest.log_in(soon(), spares=2)
+    assert len(guest.spares) == 2
+    guest.check("true", soon())
+    guest.log_in(soon(), spares=2)
+    assert len(guest.spares) == 2
+
+
 def test_a_program_is_talked_with(agent: Agent) -> None:
     program = 'echo "{\\"step\\": \\"ready\\"}"; read -r word; echo "{\\"step\\": \\"$word\\"}"'
     channel = Channel("echo", shell(agent).open(program, soon()))
