@@ -23,7 +23,6 @@ from hostfault.case.model import Scenario
 from hostfault.case.settings import CPUS, Settings
 from hostfault.case.words import last_line
 from hostfault.host.testbed import Testbed
-from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, UsageError
 from hostfault.plumbing.progress import heard_by
 from hostfault.remote.ssh import SshShell
@@ -93,7 +92,7 @@ def _hand_over(testbed: Testbed, options: argparse.Namespace) -> int:
     log_in = testbed.log_in_to_host if options.host else testbed.log_in_to_guest
     if log_in is None:
         raise UsageError("--host: a local host is this machine; you are there already")
-    shell = log_in(Deadline(30.0, "SSH"))
+    shell = log_in(testbed.deadline(30.0, "SSH"))
     try:
         if options.run is not None:
             return _run(shell, options.run, testbed)
@@ -119,7 +118,7 @@ def _run(shell: SshShell, command: str, testbed: Testbed) -> int:
 
     It may be silent for as long as the machines live; raises :class:`HostfaultError` if one ends.
     """
-    with shell.open(command, Deadline(30.0, "the command to start")) as channel:
+    with shell.open(command, testbed.deadline(30.0, "the command to start")) as channel:
         channel.settimeout(LOOK)
         while True:
             try:

@@ -49,7 +49,7 @@ from hostfault.plumbing.short_directory import short_directory
 from hostfault.plumbing.ssh_keys import Identity
 from hostfault.remote.agent import Agent
 from hostfault.remote.carried import CarriedShell, CarriedStream, Client
-from hostfault.remote.qmp import Recorder
+from hostfault.remote.qmp import ANSWER, Recorder
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,6 @@ GUEST_CLIENT = Client(
 )
 LOG_IN = 30.0  # seconds
 AGENT_PATIENCE = 10.0  # seconds for one answer
-QMP_PATIENCE = 15.0  # seconds likewise
 _SNAPSHOT, _NOTES = "ram", "notes.json"  # in a cache entry
 
 
@@ -234,7 +233,7 @@ class Configuration:
             stack.enter_context(self._logs_kept_if_it_fails(agent, failed))
             python = dataclasses.replace(PYTHON, on_tcg=self._on_tcg, instead=self._virtiofsd)
             self._backing.start(agent, DIRECTORY, python)
-            recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
+            recorder = stack.enter_context(self._recorder(folder))
             launch = GuestLaunch(self._guest_command, self._environment, machine.guest_qmp)
             boot_guest(agent, self._backing, launch, recorder, self._spec.slowness)
             self._policy.prove(agent)
@@ -274,10 +273,10 @@ class Configuration:
         machine.load(saved, self._deadline(60.0, "the snapshot to load"))
         watch.lap("restore")
         sockets = Sockets.below(directory)
-        recorder = stack.enter_context(Recorder("guest QMP", folder / GUEST_QMP))
+        recorder = stack.enter_context(self._recorder(folder))
 
         recorder.go_on(machine.guest_qmp, notes.qemu_version)
-        answer = recorder.ask("query-status", timeout=QMP_PATIENCE * self._spec.slowness)
+        answer = recorder.ask("query-status")
         self._agent(machine, 30.0).continue_child(boot.NAME)
         agent = self._agent(machine)
         answer()
@@ -296,7 +295,12 @@ class Configuration:
             policy=self._policy,
             watch=watch,
             cached=not fresh,
+            slowness=self._spec.slowness,
         )
+
+    def _recorder(self, folder: Path) -> Recorder:
+        patience = ANSWER * self._spec.slowness
+        return Recorder("guest QMP", folder / GUEST_QMP, patience=patience)
 
     def _agent(self, machine: OuterMachine, patience: float = AGENT_PATIENCE) -> Agent:
         """The agent in the machine; ``patience``, in seconds, is for an answer, if it is QEMU."""

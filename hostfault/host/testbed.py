@@ -97,6 +97,11 @@ class Testbed:
     policy: VmmPolicy = AS_IT_IS
     watch: Stopwatch = field(default_factory=Stopwatch)
     cached: bool = False  # forked from a snapshot that was there
+    slowness: float = 1.0  # how many times longer than in QEMU all that is waited for may take
+
+    def deadline(self, seconds: float, what: str) -> Deadline:
+        """For what takes so long in QEMU at most."""
+        return Deadline(seconds * self.slowness, what)
 
     def agent_answers(self) -> bool:
         """Whether the host's agent answers one of a few calls."""

@@ -29,6 +29,7 @@ from hostfault.plumbing.errors import ConnectionLostError, HostfaultError
 
 T = TypeVar("T")
 
+ANSWER = 15.0  # seconds for one answer, unless somebody has more patience
 SLICE = 0.1  # seconds after which a wait looks whether it is in vain
 
 # Every message is in the transcript, and what goes wrong is raised: no need to print it too.
@@ -61,8 +62,12 @@ class _Client(QMPClient):
 class Recorder:
     """A QMP connection. Use it as a context manager; connect before the first vCPU runs."""
 
-    def __init__(self, name: str, transcript: Path, *, host: bool = False) -> None:
+    def __init__(
+        self, name: str, transcript: Path, *, host: bool = False, patience: float = ANSWER
+    ) -> None:
+        """``patience`` is in seconds, for one answer."""
         self._name = name
+        self._patience = patience
         self._host = host
         self.version = ""  # of QEMU, as its greeting says
         self._events: list[Event] = []
@@ -166,21 +171,29 @@ class Recorder:
             return
 
     def execute(
-        self, command: str, arguments: Mapping[str, Any] | None = None, timeout: float = 15.0
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
     ) -> Any:
         """Run a command and return its value.
 
         Raises :class:`ConnectionLostError` if QEMU is gone or does not answer within ``timeout``
-        seconds, and :class:`HostfaultError` with QEMU's words if it refuses.
+        seconds (None: the recorder's patience), and :class:`HostfaultError` with QEMU's words if
+        it refuses.
         """
         return self.ask(command, arguments, timeout)()
 
     def ask(
-        self, command: str, arguments: Mapping[str, Any] | None = None, timeout: float = 15.0
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
     ) -> Callable[[], Any]:
         """Begin to run a command; what is returned waits for its value, as :meth:`execute` does."""
         asked = self._begin(self._client.execute(command, arguments))
-        return partial(self._answer, command, asked, timeout)
+        patience = self._patience if timeout is None else timeout
+        return partial(self._answer, command, asked, patience)
 
     def _answer(self, command: str, asked: Future[Any], timeout: float) -> Any:
         try:
@@ -194,11 +207,11 @@ class Recorder:
         except QMPError as error:  # StateError, when the connection is already gone
             raise ConnectionLostError(f"{self._name}: {command}: {error}") from error
 
-    def monitor(self, line: str, timeout: float = 15.0) -> str:
+    def monitor(self, line: str, timeout: float | None = None) -> str:
         """Run a command of the human monitor; returns its text."""
         return self.ask_monitor(line, timeout)()
 
-    def ask_monitor(self, line: str, timeout: float = 15.0) -> Callable[[], str]:
+    def ask_monitor(self, line: str, timeout: float | None = None) -> Callable[[], str]:
         """Begin to run it; what is returned waits for its text."""
         answer = self.ask("human-monitor-command", {"command-line": line}, timeout)
         return lambda: str(answer())

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 PATTERN: tuple[int | None, ...] = tuple(range(0x80, 0x80 + PAGES))  # a byte for each page
 STORED = 0x5A  # what an access that writes leaves; in no page's pattern
+ARMING = 30.0  # seconds that a probe may take, in a guest that has just gone on
 NEEDED_EVENTS = frozenset({"kvm_page_fault"})  # tracepoints without which nothing can be proven
 
 
@@ -86,7 +87,7 @@ def arm(testbed: Testbed, scenario: Scenario, seed: int = 0) -> Armed:
     fill = list(PATTERN)
     if fault.starts_as_hole:
         fill[NUMBER] = None
-    liveness = Liveness(testbed.guest)
+    liveness = Liveness(testbed.guest, testbed.slowness)
     liveness.ask()
     counted_by = start_tracing(testbed.agent)
     page, view = backing.make_page(testbed.agent, fill), backing.view()
@@ -97,7 +98,7 @@ def arm(testbed: Testbed, scenario: Scenario, seed: int = 0) -> Armed:
     task.request(view, access.name, STORED, page_first=page_first, seed=seed)
     # The guest has enough to do now: meanwhile, what does not depend on it.
     running = Running.on(testbed.agent)
-    wait_armed(task, testbed.host)
+    wait_armed(task, testbed.host, testbed.deadline(ARMING, "the probe to touch and be armed"))
     gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
     first_gfn = gfn if page_first else gfn - view.offset // PAGE_SIZE
     if access.by_device:
@@ -119,14 +120,14 @@ def arm(testbed: Testbed, scenario: Scenario, seed: int = 0) -> Armed:
     return Armed(scenario, terms, scene, task, gfn, address, liveness, running, counted_by, seed)
 
 
-def wait_armed(task: probe.Probe, host: HostLife) -> None:
+def wait_armed(task: probe.Probe, host: HostLife, deadline: Deadline) -> None:
     """Wait for the probe.
 
     Raises :class:`GuestLostError` if the guest hangs up on a host that lives, whose CPU TCG
     emulates. Nothing has been done to either by then, so the same case may be tried again.
     """
     try:
-        task.arm(Deadline(30.0, "the probe to touch its page and be armed"))
+        task.arm(deadline)
     except ConnectionLostError as error:
         if host.on_tcg and host.ended() is None:
             raise GuestLostError(f"the connection ended before the arming: {error}") from error

@@ -19,9 +19,13 @@ _LOOP = "while read -r word; do echo $word; done"
 class Liveness:
     """Questions to one guest."""
 
-    def __init__(self, guest: Shell) -> None:
-        """Raises :class:`ConnectionLostError` if the guest takes no command."""
-        deadline = Deadline(PATIENCE, "the guest to take a command")
+    def __init__(self, guest: Shell, slowness: float = 1.0) -> None:
+        """Raises :class:`ConnectionLostError` if the guest takes no command.
+
+        ``slowness`` is how many times longer than usual it may take.
+        """
+        self._patience = PATIENCE * slowness
+        deadline = Deadline(self._patience, "the guest to take a command")
         self._channel = Channel("guest", guest.open(_LOOP, deadline))
         self._questions = 0
         self._asked = 0.0  # when the last one was
@@ -37,7 +41,7 @@ class Liveness:
         try:
             if now() - self._asked > ALIVE_FOR:
                 self.ask()
-            return self._has_answered(Deadline(PATIENCE, "the guest to answer"))
+            return self._has_answered(Deadline(self._patience, "the guest to answer"))
         except ConnectionLostError:
             return False
 

@@ -28,7 +28,7 @@ from hostfault.case.verdict import judge
 from hostfault.fault import FAULTS, Fault, Scene
 from hostfault.guest import boot, policy
 from hostfault.host.testbed import Testbed
-from hostfault.plumbing.deadline import Deadline, now
+from hostfault.plumbing.deadline import now
 from hostfault.plumbing.errors import (
     ConnectionLostError,
     HostfaultError,
@@ -38,6 +38,7 @@ from hostfault.run.place import place_of
 
 log = logging.getLogger(__name__)
 
+# In seconds, and longer where the host is slow (Testbed.deadline).
 RECOVERY_PATIENCE = 10.0  # seconds from undoing a fault until "it does not recover"
 PATIENCE = 30.0  # seconds from the touch until "nothing is proven" is an answer too
 ENDING = 3.0  # seconds that a process may take to end, once its connections are gone
@@ -60,7 +61,7 @@ def observe(
     recording.begin()
     recording.inject(inject or FAULTS[armed.scenario.fault].inject)
     recording.touch()
-    deadline = Deadline(PATIENCE, "a verdict")
+    deadline = testbed.deadline(PATIENCE, "a verdict")
     while not recording.is_over and not deadline.passed():
         recording.step()
     recording.finish()
@@ -186,7 +187,8 @@ class Recording:
                 raise
             except HostfaultError as refused:  # as after an internal error
                 return Recovery(RecoveryKind.LOST, str(refused).splitlines()[0], now() - began)
-        deadline = Deadline(RECOVERY_PATIENCE, "the access to end, now that the page is back")
+        what = "the access to end, now that the page is back"
+        deadline = self._testbed.deadline(RECOVERY_PATIENCE, what)
         while self._task.listen(INTERVAL) and not deadline.passed():
             deadline.saw(self._task.report().steps[-1])
         outcome = self._task.report().outcome
@@ -259,7 +261,7 @@ class Recording:
 
     def _see_who_ends(self) -> None:
         """Look until something has ended, if it does: a process hangs up before it is gone."""
-        deadline = Deadline(ENDING, "QEMU or its guest to end")
+        deadline = self._testbed.deadline(ENDING, "QEMU or its guest to end")
         while not self.is_over:
             self._sample()
             self._so_far = dataclasses.replace(self._so_far, events=tuple(self._events()))

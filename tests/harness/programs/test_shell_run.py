@@ -11,6 +11,7 @@ import pytest
 from hostfault import shell
 from hostfault.case.model import Ended, Event
 from hostfault.case.settings import Settings
+from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import ConnectionLostError, UsageError
 
 
@@ -42,7 +43,8 @@ class PretendedChannel:
 
 def run(channel: PretendedChannel, ended: Ended | None = None, *events: Event) -> int:
     host = SimpleNamespace(ended=lambda: ended)
-    testbed = SimpleNamespace(host=host, recorder=SimpleNamespace(events=lambda: events))
+    recorder = SimpleNamespace(events=lambda: events)
+    testbed = SimpleNamespace(host=host, recorder=recorder, deadline=Deadline)
     return shell._run(cast("Any", channel), "true", cast("Any", testbed))
 
 

@@ -18,7 +18,7 @@ from hostfault.plumbing.errors import (
     HostfaultError,
     LaunchError,
 )
-from hostfault.remote.qmp import Line, Recorder
+from hostfault.remote.qmp import ANSWER, Line, Recorder
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 11, "minor": 1, "micro": 3}}, "capabilities": []}}
 STOP = {"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}
@@ -78,9 +78,12 @@ def qemu(path: Path, script: Callable[[Peer], None]) -> Iterator[None]:
 
 
 @contextmanager
-def recording(tmp_path: Path, script: Callable[[Peer], None]) -> Iterator[Recorder]:
+def recording(
+    tmp_path: Path, script: Callable[[Peer], None], patience: float = ANSWER
+) -> Iterator[Recorder]:
     path = tmp_path / "qmp"
-    with qemu(path, script), Recorder("test", tmp_path / "qmp.jsonl") as recorder:
+    transcript = tmp_path / "qmp.jsonl"
+    with qemu(path, script), Recorder("test", transcript, patience=patience) as recorder:
         recorder.connect(path, Deadline(10.0, "the scripted QEMU"))
         yield recorder
 
@@ -183,7 +186,10 @@ def test_a_qemu_that_dies_at_a_command_is_a_lost_connection(tmp_path: Path) -> N
         recorder.execute("query-status")
 
 
-def test_a_qemu_that_does_not_answer_is_a_lost_connection(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("patience", "timeout"), [(60.0, 0.2), (0.2, None)])
+def test_a_qemu_that_does_not_answer_is_a_lost_connection(
+    patience: float, timeout: float | None, tmp_path: Path
+) -> None:
     asked = threading.Event()
     done = threading.Event()
 
@@ -193,9 +199,9 @@ def test_a_qemu_that_does_not_answer_is_a_lost_connection(tmp_path: Path) -> Non
         asked.set()
         done.wait(10)
 
-    with recording(tmp_path, script) as recorder:
+    with recording(tmp_path, script, patience) as recorder:
         with pytest.raises(ConnectionLostError):
-            recorder.execute("query-status", timeout=0.2)
+            recorder.execute("query-status", timeout=timeout)
         assert asked.is_set()
         done.set()
 

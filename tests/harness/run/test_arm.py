@@ -10,6 +10,7 @@ from case_stand_in import GFN, RIP, PretendedAgent, PretendedHost, PretendedQemu
 from hostfault.case.model import Ended
 from hostfault.guest.probe import Probe
 from hostfault.host.testbed import HostLife, OutlivesUs
+from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import (
     ConnectionLostError,
     GuestLostError,
@@ -54,7 +55,7 @@ def test_a_guest_that_hangs_up_before_it_is_armed_is_lost_if_its_emulated_host_l
     host: HostLife, trouble: type[HostfaultError]
 ) -> None:
     with pytest.raises(HostfaultError) as found:
-        wait_armed(Probe(cast("Any", HungUp())), host)
+        wait_armed(Probe(cast("Any", HungUp())), host, Deadline(5.0, "the probe"))
     assert type(found.value) is trouble
 
 

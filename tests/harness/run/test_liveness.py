@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Iterator
+from threading import Timer
 from typing import Any, cast
 
 import pytest
@@ -67,6 +68,23 @@ def test_an_answer_to_an_old_question_is_not_enough(
     guest.end()
     monkeypatch.setattr(liveness, "ALIVE_FOR", 0.0)
     assert not asked.answers()
+
+
+def test_a_guest_on_a_slow_host_has_longer_to_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(liveness, "PATIENCE", 0.02)
+    ours, theirs = socket.socketpair()
+    late = Timer(0.3, lambda: theirs.sendall(b"hostfault-question-1\n"))
+    with ours, theirs:
+        slow = type("Slow", (), {"open": lambda *_: ours})()
+        hasty, patient = Liveness(slow), Liveness(slow, slowness=500.0)
+        for each in (hasty, patient):
+            each.ask()
+        late.start()
+        assert not hasty.answers()
+        assert patient.answers()
+        late.join()
 
 
 def test_a_guest_that_is_silent_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,32 @@ def test_when_the_page_comes_back_and_the_task_goes_on_that_is_recorded() -> Non
     assert observation.recovery.kind is RecoveryKind.GOES_ON
 
 
+@pytest.mark.parametrize(("slowness", "kind"), [(1.0, "lost"), (1000.0, "goes-on")])
+def test_a_slow_host_has_longer_to_go_on(
+    slowness: float, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RECOVERY_PATIENCE", 0.005)
+    agent = PretendedAgent()
+    began: list[float] = []
+
+    class Late(PretendedProbe):
+        """Goes on a while after the page is back."""
+
+        def report(self) -> Any:
+            ended = '{"step": "outcome", "kind": "value", "value": 0}\n'
+            return parse(ARMED + (ended if began and now() - began[0] > 0.1 else ""))
+
+        def listen(self, _seconds: float) -> bool:
+            if agent.room_made and not began:
+                began.append(now())
+            return not (began and now() - began[0] > 0.1)
+
+    testbed, armed = case(agent, Late())
+    observation = observe(dataclasses.replace(testbed, slowness=slowness), armed, nothing)
+    assert observation.recovery is not None
+    assert observation.recovery.kind == kind
+
+
 def test_a_host_that_is_lost_while_the_page_comes_back_says_nothing_of_recovery() -> None:
     class Vanishing(PretendedAgent):
         def truncate(self, _path: str, _size: int) -> int:
