@@ -3,7 +3,7 @@
 Bochs has no channel that tells what its machine does, and no network card that a cloud kernel
 drives. So there is one line into the machine for all (:mod:`hostfault.remote.line`), which takes
 frames to a serial port, and from what Bochs prints; the console is another serial port. Its
-display is a terminal that nobody looks at: no port of this machine is opened.
+display is a terminal that nobody looks at, and draws nothing: no port of this machine is opened.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 /*
  * Preloaded into Bochs 3.0: saves the machine when it is told to, without a person, loads it without
- * a copy, and lets it begin with large files in its memory.
+ * a copy, lets it begin with large files in its memory, and draws nothing.
  *
  * Saving. Bochs saves its state from a button of its window only (bx_gui_c::save_restore_handler() of
  * gui/gui.cc). Its display on a terminal (gui/term.cc) has no buttons, but asks curses for a key
@@ -24,6 +24,10 @@
  * the memory of its first block is, all at once if read(2) gives all; but Bochs gives a block of
  * 128 KiB its memory when it is first used, so the next one may be anywhere. load_RAM() asks again
  * for what it did not get, at the address of that. So read() gives a block at most.
+ *
+ * Drawing. The display is on a pseudo-terminal of its own that nobody reads. Once that is full, which
+ * took it six minutes, a write to it waits for ever, and the machine with it. refresh() and
+ * curs_set() are what of gui/term.cc writes, so they are this library's, and write nothing.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -37,6 +41,7 @@
 #include <unistd.h>
 
 #define NO_KEY (-1)	/* curses.h: ERR */
+#define DONE 0		/* curses.h: OK */
 #define LONGEST 512	/* Bochs's own limit of a path, BX_PATHNAME_LEN */
 #define BEGINNING "HOSTFAULT-LINE\n"	/* hostfault/agent/line.py */
 #define BLOCK (128 << 10)	/* Bochs's default of memory's block_size */
@@ -117,6 +122,17 @@ FILE *tmpfile64(void)
 		return NULL;	/* Bochs takes it for a full disk, and says so */
 	saved.fd = open(path, O_RDONLY | O_CLOEXEC);
 	return saved.fd < 0 ? NULL : fopencookie(&saved, "w+", functions);
+}
+
+int refresh(void)
+{
+	return DONE;
+}
+
+int curs_set(int visibility)
+{
+	(void)visibility;
+	return DONE;
 }
 
 int wgetch(void *window)

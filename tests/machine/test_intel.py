@@ -11,7 +11,7 @@ import pytest
 from hostfault.case.model import Scenario, VerdictKind
 from hostfault.case.settings import Settings
 from hostfault.host.bochs import CPU
-from hostfault.plumbing.errors import SetupError
+from hostfault.plumbing.errors import MissingCapabilityError, SetupError
 from hostfault.run.lab import Lab
 
 # Bochs runs on one core, and a boot of host and guest takes it a minute and a half.
@@ -60,6 +60,31 @@ def test_the_host_is_an_intel_machine_with_ept_and_opens_no_port(tmp_path: Path)
         assert bochs
         assert not ours & listening_ports()
     assert ept == "Y\n"
+
+
+def test_without_ept_a_case_is_skipped_for_no_address_can_be_counted(tmp_path: Path) -> None:
+    with (
+        Lab(Settings(cpu="intel", kvm_options=("ept=0",))) as lab,
+        pytest.raises(MissingCapabilityError, match="is two-dimensional paging off") as caught,
+    ):
+        lab.run("ept", SCENARIO, tmp_path)
+    assert caught.value.capability == "tracing"
+
+
+@pytest.mark.parametrize(
+    ("option", "shown"),
+    [("unrestricted_guest=0", "N\n"), ("allow_smaller_maxphyaddr=1", "Y\n")],
+)
+def test_with_another_way_of_running_a_guest_the_vcpu_spins_all_the_same(
+    option: str, shown: str, tmp_path: Path
+) -> None:
+    settings = Settings(cpu="intel", kvm_options=(option,))
+    name = option.partition("=")[0]
+    with Lab(settings) as lab:
+        record = lab.run("spins", SCENARIO, tmp_path / "case")
+        assert record.verdict.kind is VerdictKind.SPIN, record.verdict.summary
+        with lab.testbed(SCENARIO, tmp_path / "look") as testbed:
+            assert testbed.agent.read(f"/sys/module/kvm_intel/parameters/{name}")[0] == shown
 
 
 def test_a_command_of_a_developers_runs_in_the_intel_host() -> None:
