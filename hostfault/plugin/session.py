@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from types import FrameType
 
@@ -117,9 +117,13 @@ class HostfaultSession:
 
     # --- the way of a session, in order ---
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Run tests of one snapshot one after the other."""
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Run tests of one snapshot one after the other, and with time enough."""
         group_by_snapshot(items, scenario_of)
+        if self.settings.cpu == "intel":
+            _give_time(config, [item for item in items if scenario_of(item) is not None])
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Remember what is to be run, for the summary of a run that is interrupted."""
@@ -257,6 +261,21 @@ def _expect_the_known(item: pytest.Item, record: Record) -> None:
         return
     if record.is_known or record.is_accepted:
         item.add_marker(pytest.mark.xfail(strict=True, reason=record.issue.reason))
+
+
+def _give_time(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Let cases in Bochs take as many times longer as all that they wait for may.
+
+    Not where a person has said how long a test may take.
+    """
+    from hostfault.host.bochs import BochsSpec  # only here: few runs need it
+
+    usual = config.getini("timeout")
+    if not usual or config.getoption("timeout") is not None:
+        return
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(float(usual) * BochsSpec.slowness))
 
 
 def scenario_of(item: pytest.Item) -> Scenario | None:

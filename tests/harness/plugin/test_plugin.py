@@ -90,6 +90,27 @@ def folder_of_the_one(suite: pytest.Pytester) -> Path:
     return suite.path / ".hostfault/runs/last/test_truncate-virtiofs-dax-zero-load-apf"
 
 
+# --- how long a case may take ---
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [((), []), (("--cpu", "intel"), [4500.0]), (("--cpu", "intel", "--timeout", "70"), [])],
+)
+def test_a_case_in_bochs_may_take_longer_unless_a_person_says_how_long(
+    suite: pytest.Pytester, words: tuple[str, ...], seconds: list[float]
+) -> None:
+    suite.makeini("[pytest]\naddopts = -p no:cacheprovider\ntimeout = 900\n")
+    note = """
+def pytest_runtest_setup(item):
+    found = [mark.args[0] for mark in item.iter_markers("timeout")]
+    pathlib.Path("timeouts").write_text(json.dumps(found))
+"""
+    suite.makeconftest(CONFTEST + note)
+    suite.runpytest(*ONE, *words)
+    assert json.loads((suite.path / "timeouts").read_text()) == seconds
+
+
 # --- verdicts become outcomes ---
 
 
