@@ -12,13 +12,21 @@ from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, Proto
 from hostfault.remote.shell import Stream
 
 SLICE = 0.3  # seconds between two checks that the host still lives
+# What moves megabytes, or makes a file system, may take so many times as long as a word.
+WORK = frozenset(
+    {
+        *("drain_pool", "evict", "fill", "find_pages", "make_room", "mount_disk"),
+        *("mount_huge_pages", "refill_pool", "swap_out"),
+    }
+)
+TIMES = 6
 
 
 class Agent:
     """Requests to the agent, one at a time.
 
     Every method raises :class:`ConnectionLostError` if the agent does not answer within
-    ``timeout`` seconds or goes away, and :class:`HostfaultError` with its words if the
+    ``timeout`` seconds (more for :data:`WORK`) or goes away, and :class:`HostfaultError` with its words if the
     operation failed there.
     """
 
@@ -347,7 +355,8 @@ class Agent:
     def _ask(self, op: str, **fields: Any) -> Any:
         self._asked += 1
         request = {"id": self._asked, "op": op, **fields}
-        deadline = Deadline(self._timeout, f"the host's agent to answer {op}")
+        patience = self._timeout * (TIMES if op in WORK else 1)
+        deadline = Deadline(patience, f"the host's agent to answer {op}")
         try:
             self._stream.settimeout(SLICE)
             self._stream.sendall(json.dumps(request).encode() + b"\n")

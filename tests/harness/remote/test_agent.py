@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from hostfault.agent.server import OPERATIONS
 from hostfault.case.model import Kernel
 from hostfault.host.emulated import GuestQemu, prove_kernel, prove_qemu
 from hostfault.host.local import local_agent
 from hostfault.kernel.kvm_only import build_id
 from hostfault.plumbing.deadline import Deadline, poll
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, ProtocolError, SetupError
-from hostfault.remote.agent import Agent
+from hostfault.remote.agent import WORK, Agent
 
 
 @pytest.fixture
@@ -253,6 +254,19 @@ def peer(answers: Callable[[dict[str, object]], bytes]) -> socket.socket:
 def test_a_silent_agent_is_a_lost_connection() -> None:
     with peer(lambda _: b"") as stream, pytest.raises(ConnectionLostError, match="hello"):
         Agent(stream, timeout=0.5).hello()
+
+
+def test_what_takes_work_may_take_longer_than_a_word() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        late = threading.Timer(0.6, lambda: theirs.sendall(b'{"id": 1, "ok": null}\n'))
+        late.start()
+        Agent(ours, timeout=0.3).fill("data")
+        late.join()
+
+
+def test_every_operation_that_takes_work_is_one_of_the_agents() -> None:
+    assert set(WORK) <= OPERATIONS
 
 
 def test_an_answer_that_never_ends_is_a_lost_connection() -> None:
