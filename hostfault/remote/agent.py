@@ -26,8 +26,8 @@ class Agent:
     """Requests to the agent, one at a time.
 
     Every method raises :class:`ConnectionLostError` if the agent does not answer within
-    ``timeout`` seconds (more for :data:`WORK`) or goes away, and :class:`HostfaultError` with its words if the
-    operation failed there.
+    ``timeout`` seconds (more for :data:`WORK`) or goes away, and :class:`HostfaultError` with its
+    words if the operation failed there.
     """
 
     def __init__(
