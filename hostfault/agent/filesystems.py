@@ -62,10 +62,14 @@ class OwnFileSystems:
         self._fillers: dict[Path, int] = {}  # what fills it; -1: nothing does
         self._mounted: set[Path] = set()
 
-    def mount(self, directory: Path, size: int) -> bool:
-        """Mount a tmpfs of ``size`` bytes; returns whether this process may. Raises OSError."""
+    def mount(self, directory: Path, size: int, *, huge: bool = False) -> bool:
+        """Mount a tmpfs of ``size`` bytes; returns whether this process may.
+
+        ``huge``: it takes transparent huge pages. Raises OSError: EINVAL for a kernel without.
+        """
+        options = f"size={size},mode=0755{',huge=always' if huge else ''}"
         try:
-            _mount(directory, b"tmpfs", f"size={size},mode=0755")
+            _mount(directory, b"tmpfs", options)
         except PermissionError:
             return False
         self._mounted.add(directory)

@@ -38,6 +38,29 @@ def vcpu_threads(pid: int) -> dict[int, float]:
     return threads
 
 
+_HUGE = ("AnonHugePages", "ShmemPmdMapped", "FilePmdMapped")
+
+
+def huge_in(text: str, address: int) -> tuple[int, int]:
+    """What of the mapping at an address has a page, and what of that one as large as 2 MiB; bytes.
+
+    ``text`` is that of a ``smaps`` file, whose numbers are in KiB. Raises LookupError.
+    """
+    counts: dict[str, int] | None = None
+    for line in text.splitlines():
+        first, *rest = line.split(maxsplit=2)
+        if not first.endswith(":"):  # the line with which a mapping begins
+            if counts is not None:
+                break
+            begin, end = (int(each, 16) for each in first.split("-"))
+            counts = {} if begin <= address < end else None
+        elif counts is not None and rest[0].isdigit():
+            counts[first[:-1]] = int(rest[0]) << 10
+    if counts is None:
+        raise LookupError(f"nothing is mapped at {address:#x}")
+    return counts.get("Rss", 0), sum(counts.get(name, 0) for name in _HUGE)
+
+
 def mappings_of(pid: int, file: os.stat_result, path: str) -> list[list[int]]:
     """Where a process has a file mapped: [address, length, offset] of each range (proc(5), maps).
 

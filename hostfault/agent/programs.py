@@ -14,7 +14,7 @@ from typing import Any
 from hostfault.agent.cap import Cap
 from hostfault.agent.children import guard, in_child
 from hostfault.agent.modules import build_id_of_program
-from hostfault.agent.procstat import state_of
+from hostfault.agent.procstat import huge_in, state_of
 
 LONGEST_WAIT = 1.0  # seconds: nothing else is answered meanwhile
 
@@ -85,6 +85,10 @@ class Programs:
                 name_of = str(file.relative_to(self._directory)) if inside else str(file)
                 return [name_of, int(offset, 16) + address - begin]
         return None
+
+    def huge_in(self, name: str, address: int) -> list[int]:
+        """Bytes of a child's mapping at an address that have a page, and those of huge pages."""
+        return list(huge_in(Path(f"/proc/{self._children[name].pid}/smaps").read_text(), address))
 
     def listens(self, path: str) -> bool:
         """Whether somebody listens on a Unix socket (/proc/net/unix, flag __SO_ACCEPTCON)."""

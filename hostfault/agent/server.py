@@ -82,9 +82,12 @@ class AgentServer(ChildMemory):
         """Give a directory to a user and the group of the same number."""
         os.chown(self._path(path), user, user, follow_symlinks=False)
 
-    def mount(self, path: str, size: int) -> bool:
-        """Mount a tmpfs of ``size`` bytes of the agent's own; False: only root may."""
-        return self._file_systems.mount(self._path(path), size)
+    def mount(self, path: str, size: int, huge: bool = False) -> bool:
+        """Mount a tmpfs of ``size`` bytes of the agent's own; False: only root may.
+
+        ``huge``: it takes transparent huge pages.
+        """
+        return self._file_systems.mount(self._path(path), size, huge=huge)
 
     def mount_huge_pages(self, path: str, pages: int) -> None:
         """Have a pool of huge pages and mount a hugetlbfs; where :meth:`may_hurt` only."""

@@ -15,7 +15,15 @@ from hostfault.backing.base import (
 from hostfault.backing.ivshmem import Ivshmem
 from hostfault.backing.nvdimm import Nvdimm
 from hostfault.backing.ram import Ram
-from hostfault.backing.store import FOLDER, PMEM, DiskFile, HugeFile, Memfd, TmpfsFile
+from hostfault.backing.store import (
+    FOLDER,
+    PMEM,
+    DiskFile,
+    HugeFile,
+    Memfd,
+    TmpfsFile,
+    TransparentHugeFile,
+)
 from hostfault.backing.virtio_pmem import VirtioPmem
 from hostfault.backing.virtiofs_dax import VirtiofsDax
 from hostfault.plumbing.registry import Registry
@@ -28,6 +36,7 @@ BACKINGS: Registry[Backing] = Registry(
         Ram("ram-private", TmpfsFile(private=True)),
         Ram("ram-memfd", Memfd()),
         Ram("ram-hugetlb", HugeFile()),
+        Ram("ram-thp", TransparentHugeFile()),
         Ram("ram-ext4", DiskFile()),
         Ivshmem("ivshmem", TmpfsFile()),
         VirtioPmem("virtio-pmem", TmpfsFile(size=PMEM)),

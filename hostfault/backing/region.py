@@ -19,7 +19,8 @@ def make_page(agent: Agent, store: Store, at: int, fill: Sequence[int | None]) -
     """Write the range that begins at ``at`` in the file that is there; a hole is punched."""
     agent.write_pages(FILE, at, fill, store.page_size)
     offset = at + NUMBER * store.page_size
-    return Page(FILE, offset, agent.file_system(FILE), store.page_size, store.private)
+    file_system = agent.file_system(FILE)
+    return Page(FILE, offset, file_system, store.page_size, store.private, store.huge)
 
 
 def view_of(store: Store, path: str, start: int) -> GuestView:

@@ -53,6 +53,10 @@ class Store(Protocol):
     def private(self) -> bool:
         """Whether QEMU has a copy of its own of each page that the guest has written."""
 
+    @property
+    def huge(self) -> bool:
+        """Whether QEMU must be seen to have a page mapped as one huge page before it is lost."""
+
     def start(self, agent: Agent) -> None:
         """Make the file system that it lies on. Before QEMU."""
 
@@ -68,6 +72,7 @@ class TmpfsFile:
     """A file on a tmpfs of the agent's own."""
 
     private: bool = False  # mapped with share=off, as a VM that goes on from a snapshot file
+    huge: bool = False
     page_size: int = PAGE_SIZE
     size: int = SMALL
     mapped_as: str = FILE
@@ -105,6 +110,42 @@ class TmpfsFile:
 
 
 @dataclass(frozen=True)
+class TransparentHugeFile:
+    """A file on a tmpfs that takes huge pages where it can (tmpfs(5), huge=always).
+
+    Nobody reserves them, and the file may lose a part of one: then the kernel splits it.
+    """
+
+    abilities: frozenset[Ability] = frozenset(
+        {
+            *(Ability.HOST_FILE, Ability.HOST_PAGE, Ability.HOST_NAME),
+            *(Ability.SMALL_PAGES, Ability.OWN_FILE_SYSTEM),
+        }
+    )
+    private: bool = False
+    huge: bool = True
+    page_size: int = HUGE_PAGE
+    size: int = PAGES * HUGE_PAGE
+    mapped_as: str = FILE
+
+    def start(self, agent: Agent) -> None:
+        """Mount the tmpfs."""
+        agent.make_directory(FOLDER)
+        if not agent.mount(FOLDER, self.size + ROOM, huge=True):
+            raise MissingCapabilityError(
+                "tmpfs", "the agent may not mount a tmpfs for guest memory: be root"
+            )
+
+    def object(self, directory: str, ident: str) -> str:
+        """The file, where a huge page of it can be one in QEMU's page tables."""
+        return f"{TmpfsFile(size=self.size).object(directory, ident)},align={HUGE_PAGE}"
+
+    def take(self, agent: Agent) -> None:
+        """By its name."""
+        agent.adopt(FILE)
+
+
+@dataclass(frozen=True)
 class Memfd:
     """An anonymous file of QEMU's, sealed: nobody can cut it (memfd_create(2), F_SEAL_SHRINK)."""
 
@@ -112,6 +153,7 @@ class Memfd:
         {Ability.HOST_PAGE, Ability.SMALL_PAGES, Ability.MISSING_FAULTS, Ability.CHARGED}
     )
     private: bool = False
+    huge: bool = False
     page_size: int = PAGE_SIZE
     size: int = SMALL
     mapped_as: str = MEMFD
@@ -140,6 +182,7 @@ class DiskFile:
         {Ability.HOST_FILE, Ability.HOST_PAGE, Ability.HOST_NAME, Ability.SMALL_PAGES, Ability.DISK}
     )
     private: bool = False
+    huge: bool = False
     page_size: int = HUGE_PAGE
     size: int = PAGES * HUGE_PAGE
     mapped_as: str = FILE
@@ -174,6 +217,7 @@ class HugeFile:
         }
     )
     private: bool = False
+    huge: bool = False
     page_size: int = HUGE_PAGE
     size: int = PAGES * HUGE_PAGE
     mapped_as: str = FILE

@@ -100,6 +100,7 @@ class Page:
     file_system: str  # that the file lies on, e.g. "tmpfs"
     size: int = PAGE_SIZE  # of what the host has or loses at once, bytes
     private: bool = False  # what the guest has written is in a copy of QEMU's own, not in the file
+    huge: bool = False  # QEMU must have been seen to have it, or its like, mapped as one huge page
 
 
 # --- observation --------------------------------------------------------------------------
@@ -258,6 +259,7 @@ class Observation:
     vmm_deeds: tuple[VmmDeed, ...] = ()  # what it did, the end of its log
     qemu_version: str = ""  # of the guest's, as it said itself by QMP
     qemu_build_id: str = ""  # of the program that ran the guest, in hex
+    huge_mapped: int = 0  # bytes that QEMU had mapped of the file, all by huge pages; 0: not asked
 
 
 class VerdictKind(enum.StrEnum):

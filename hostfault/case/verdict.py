@@ -52,6 +52,7 @@ from hostfault.case.words import (
     last_line,
     line_around,
     liveness,
+    page_evidence,
     probe_line,
     registers_line,
     signal_name,
@@ -75,7 +76,8 @@ def judge(observation: Observation) -> Verdict | None:
     for rule in _RULES if observation.counted_by else _RULES_WITHOUT_TRACEPOINTS:
         verdict = rule(observation)
         if verdict is not None:
-            return replace(verdict, evidence=(*verdict.evidence, *vmm_evidence(observation)))
+            more = (*page_evidence(observation), *vmm_evidence(observation))
+            return replace(verdict, evidence=(*verdict.evidence, *more))
     return None
 
 

@@ -44,6 +44,14 @@ def probe_line(observation: Observation) -> str:
     return f"probe: {outcome.kind} {outcome.value:#x}, last step: {last}"
 
 
+def page_evidence(observation: Observation) -> tuple[str, ...]:
+    """What the host had of the page before the fault, where that is more than a page."""
+    if not observation.huge_mapped:
+        return ()
+    size = observation.huge_mapped >> 10
+    return (f"before the fault QEMU had {size} KiB of the file mapped, all by huge pages (smaps)",)
+
+
 def registers_line(observation: Observation) -> str:
     """Where the vCPU is by its registers, and whether that is the probe's instruction."""
     found = re.search(r"\b[RE]IP=([0-9a-f]+)", observation.registers + observation.qemu_log)

@@ -102,9 +102,12 @@ class Agent:
         part = self._ask("read", path=path, offset=offset, limit=limit)
         return part["text"].encode("latin-1").decode(errors="replace"), int(part["next"])
 
-    def mount(self, path: str, size: int) -> bool:
-        """Mount a tmpfs of ``size`` bytes of the agent's own; False if it may not."""
-        return bool(self._ask("mount", path=path, size=size))
+    def mount(self, path: str, size: int, *, huge: bool = False) -> bool:
+        """Mount a tmpfs of ``size`` bytes of the agent's own; False if it may not.
+
+        ``huge``: it takes transparent huge pages where it can.
+        """
+        return bool(self._ask("mount", path=path, size=size, huge=huge))
 
     def mount_huge_pages(self, path: str, pages: int) -> None:
         """Have a pool of huge pages, of 2 MiB, and mount a hugetlbfs; see :meth:`may_hurt`."""
@@ -235,6 +238,11 @@ class Agent:
         """File and offset that a child has mapped at an address of its own; None for no file."""
         found = self._ask("mapped_at", name=name, address=address)
         return None if found is None else (str(found[0]), int(found[1]))
+
+    def huge_in(self, name: str, address: int) -> tuple[int, int]:
+        """Bytes of a child's mapping at an address that have a page, and those of huge pages."""
+        pages, huge = self._ask("huge_in", name=name, address=address)
+        return int(pages), int(huge)
 
     def mappings(self, name: str, path: str) -> list[tuple[int, int, int]]:
         """Where a child has a file mapped that was made: address, length, offset of each range."""

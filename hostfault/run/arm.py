@@ -72,6 +72,7 @@ class Armed:
     running: Running
     counted_by: str = "tracefs"  # see Observation
     seed: int = 0  # of what the task leaves to chance
+    huge_mapped: int = 0  # see Observation
 
 
 def arm(testbed: Testbed, scenario: Scenario, seed: int = 0) -> Armed:
@@ -117,7 +118,25 @@ def arm(testbed: Testbed, scenario: Scenario, seed: int = 0) -> Armed:
     )
     scene = Scene(testbed.agent, testbed.guest, page, view)
     address = _host_address(testbed.recorder, gfn)
-    return Armed(scenario, terms, scene, task, gfn, address, liveness, running, counted_by, seed)
+    huge = require_huge(testbed.agent, address) if page.huge else 0
+    return Armed(
+        scenario, terms, scene, task, gfn, address, liveness, running, counted_by, seed, huge
+    )
+
+
+def require_huge(agent: Agent, address: int | None) -> int:
+    """Check that QEMU has huge pages alone of what it has of the file; returns how much, in bytes.
+
+    What the guest has touched by now is one page, so that is the page or, where the page must not
+    be there yet, its like. (proc(5), smaps.)
+    """
+    pages, huge = (0, 0) if address is None else agent.huge_in(boot.NAME, address)
+    if not huge or pages != huge:
+        raise HostfaultError(
+            f"of {pages} bytes that QEMU has mapped of the file, {huge} are huge pages: "
+            "the fault would be one of small pages"
+        )
+    return huge
 
 
 def wait_armed(task: probe.Probe, host: HostLife, deadline: Deadline) -> None:

@@ -98,6 +98,7 @@ class Recording:
             qemu_build_id=armed.running.qemu_build_id,
             counted_by=armed.counted_by,
             seed=armed.seed,
+            huge_mapped=armed.huge_mapped,
             host_log_read=armed.running.host_log_read,
         )
 

@@ -60,6 +60,14 @@ def test_a_load_of_the_right_byte_is_ok() -> None:
     assert kind_of(quiet(Outcome("value", 0x88), expected=0x88)) is VerdictKind.OK
 
 
+def test_a_page_that_was_huge_is_in_the_evidence_of_every_verdict() -> None:
+    for plain in (quiet(Outcome("value", 0x88), expected=0x88), spinning()):
+        before, after = judge(plain), judge(dataclasses.replace(plain, huge_mapped=6 << 20))
+        assert before is not None
+        assert after is not None
+        assert set(facts_of(" ".join(set(after.evidence) - set(before.evidence)))) == {"6144"}
+
+
 def test_a_load_that_succeeds_beyond_the_end_of_the_file_is_stale() -> None:
     verdict = judge(quiet(Outcome("value", 0x88), expected=None))
     assert verdict is not None

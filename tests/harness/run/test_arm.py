@@ -19,6 +19,7 @@ from hostfault.plumbing.errors import (
 )
 from hostfault.run.arm import (
     calibrate,
+    require_huge,
     require_two_dimensional_paging,
     start_tracing,
     vcpu_stats,
@@ -101,3 +102,18 @@ def test_the_statistics_of_all_vcpus_are_added_up() -> None:
             return [{"stats": stats}, {"stats": [{"name": "pf_taken", "value": 7}]}]
 
     assert vcpu_stats(cast("Any", Qemu())) == {"pf_taken": 12}
+
+
+@pytest.mark.parametrize(("pages", "huge"), [(4096, 0), (2 << 20, 0), ((2 << 20) + 4096, 2 << 20)])
+def test_a_page_that_must_be_huge_and_is_not_is_no_case(pages: int, huge: int) -> None:
+    agent = PretendedAgent()
+    agent.huge = (2 << 20, 2 << 20)
+    assert require_huge(cast("Any", agent), 0x7F0000000000) == 2 << 20
+    agent.huge = (pages, huge)
+    with pytest.raises(HostfaultError, match=rf"of {pages} bytes .* {huge} are huge"):
+        require_huge(cast("Any", agent), 0x7F0000000000)
+
+
+def test_a_page_that_must_be_huge_and_is_nowhere_is_no_case() -> None:
+    with pytest.raises(HostfaultError, match="of 0 bytes"):
+        require_huge(cast("Any", PretendedAgent()), None)
