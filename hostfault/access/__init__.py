@@ -2,6 +2,7 @@
 
 from hostfault.access.argument import ARGUMENT
 from hostfault.access.base import Access
+from hostfault.access.coredump import COREDUMP
 from hostfault.access.cross import CROSS
 from hostfault.access.dma import DMA
 from hostfault.access.futex import FUTEX
@@ -39,6 +40,7 @@ ACCESSES: Registry[Access] = Registry(
         RESULT,
         SENDFILE,
         PROCMEM,
+        COREDUMP,
         DMA,
         STORM,
         URING,

@@ -166,7 +166,9 @@ class VmmDeed:
 class Outcome:
     """What became of the access, as the touching task itself reported it."""
 
-    kind: str  # "value" | "signal" | "errno" | "end" (the file ends before that byte)
+    # "value" | "signal" | "errno" | "end" (the file ends before that byte) | "hole" (the page was
+    # left out of what the kernel wrote)
+    kind: str
     value: int = 0  # the byte read (or stored), the signal, or the errno
     code: int = 0  # si_code of a signal
     address: int = 0  # si_addr of a signal

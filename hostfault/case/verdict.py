@@ -346,6 +346,9 @@ def _outcome(observation: Observation) -> Verdict | None:
         case "end" if observation.terms.expected is None:
             summary = f"{observation.scenario.access} was told that the file ends before the page"
             return Verdict(VerdictKind.TASK_ERROR, summary, evidence)
+        case "hole" if observation.terms.expected is None:
+            summary = f"{observation.scenario.access} left the page out"
+            return Verdict(VerdictKind.TASK_ERROR, summary, evidence)
         case _:
             return None  # not a word of the probe's language
 

@@ -24,7 +24,7 @@
  *                one of the kernel's
  *   touching
  *   outcome      kind "value": value; kind "errno": errno; kind "end": the file ends before the byte;
- *                kind "signal": signal, code, address, rip
+ *                kind "hole": the kernel has left the page out; kind "signal": signal, code, address, rip
  *   done
  *   failed       call, errno (or signal, if the first touch raised one); the exit code is 2
  *
@@ -189,6 +189,9 @@ static void tell_outcome(const struct request *request, const struct place *plac
 		break;
 	case TOUCHED_END:
 		printf("{\"step\":\"outcome\",\"kind\":\"end\"}\n");
+		break;
+	case TOUCHED_HOLE:
+		printf("{\"step\":\"outcome\",\"kind\":\"hole\"}\n");
 		break;
 	}
 }

@@ -24,6 +24,7 @@ enum touched {
 	TOUCHED_VALUE, /* *value is the byte that was read or left */
 	TOUCHED_ERRNO, /* a system call failed, errno says how */
 	TOUCHED_END, /* a system call said that the file ends before that byte */
+	TOUCHED_HOLE, /* what the kernel wrote of the page is a hole: it has left it out */
 };
 
 extern unsigned long probe_seed; /* --seed: what is left to chance follows from it */

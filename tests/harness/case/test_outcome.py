@@ -68,6 +68,11 @@ def test_a_page_that_was_huge_is_in_the_evidence_of_every_verdict() -> None:
         assert set(facts_of(" ".join(set(after.evidence) - set(before.evidence)))) == {"6144"}
 
 
+def test_a_page_that_is_left_out_is_an_error_where_there_is_none() -> None:
+    assert kind_of(quiet(Outcome("hole"), access="coredump")) is VerdictKind.TASK_ERROR
+    assert kind_of(quiet(Outcome("hole"), access="coredump", expected=0x88)) is None
+
+
 def test_a_load_that_succeeds_beyond_the_end_of_the_file_is_stale() -> None:
     verdict = judge(quiet(Outcome("value", 0x88), expected=None))
     assert verdict is not None
