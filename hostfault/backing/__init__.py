@@ -12,6 +12,7 @@ from hostfault.backing.base import (
     Python,
     QemuOptions,
 )
+from hostfault.backing.devdax import DevDax
 from hostfault.backing.ivshmem import Ivshmem
 from hostfault.backing.nvdimm import Nvdimm
 from hostfault.backing.ram import Ram
@@ -24,7 +25,7 @@ from hostfault.backing.store import (
     TmpfsFile,
     TransparentHugeFile,
 )
-from hostfault.backing.virtio_pmem import VirtioPmem
+from hostfault.backing.virtio_pmem import XFS, VirtioPmem
 from hostfault.backing.virtiofs_dax import VirtiofsDax
 from hostfault.plumbing.registry import Registry
 
@@ -40,7 +41,9 @@ BACKINGS: Registry[Backing] = Registry(
         Ram("ram-ext4", DiskFile()),
         Ivshmem("ivshmem", TmpfsFile()),
         VirtioPmem("virtio-pmem", TmpfsFile(size=PMEM)),
+        VirtioPmem("virtio-pmem-xfs", TmpfsFile(size=PMEM), XFS),
         Nvdimm("nvdimm", TmpfsFile(size=PMEM)),
+        DevDax("devdax", TmpfsFile(size=PMEM)),
     ),
 )
 

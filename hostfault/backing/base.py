@@ -92,6 +92,10 @@ class Backing(Protocol):
         """Modules that the guest's kernel needs, built in or not."""
 
     @property
+    def guest_programs(self) -> tuple[str, ...]:
+        """Programs of the host image that the guest needs, as paths there; busybox it has."""
+
+    @property
     def guest_options(self) -> str:
         """Added to the guest kernel's command line."""
 

@@ -35,6 +35,7 @@ class Ivshmem:
     name: str
     store: Store
     guest_modules: tuple[str, ...] = ()
+    guest_programs: tuple[str, ...] = ()
     guest_options: str = ""
 
     @property

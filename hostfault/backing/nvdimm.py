@@ -20,22 +20,27 @@ from hostfault.remote.shell import Shell
 DEVICES, DRIVER = "/sys/bus/nd/devices", "/sys/bus/nd/drivers/nd_pmem"
 NAMESPACE, PFN = "namespace0.0", "pfn0.0"  # the only ones
 ALIGNMENT = 2 << 20  # bytes; the smallest that x86 has for struct pages of a device
-# With the struct pages in ordinary memory, so that all of the host file is data.
-_TO_FSDAX = (
-    f"echo {NAMESPACE} >{DRIVER}/unbind",
-    f"echo ram >{DEVICES}/{PFN}/mode",
-    f"echo {ALIGNMENT} >{DEVICES}/{PFN}/align",
-    f"cat /proc/sys/kernel/random/uuid >{DEVICES}/{PFN}/uuid",
-    f"echo {NAMESPACE} >{DEVICES}/{PFN}/namespace",
-    f"echo {PFN} >{DRIVER}/bind",
-)
+
+
+def claiming(device: str, driver: str) -> tuple[str, ...]:
+    """Commands that lay a device of libnvdimm's over the namespace and bind it to its driver.
+
+    With the struct pages in ordinary memory, so that all of the host file is data.
+    """
+    return (
+        f"echo ram >{DEVICES}/{device}/mode",
+        f"echo {ALIGNMENT} >{DEVICES}/{device}/align",
+        f"cat /proc/sys/kernel/random/uuid >{DEVICES}/{device}/uuid",
+        f"echo {NAMESPACE} >{DEVICES}/{device}/namespace",
+        f"echo {device} >{driver}/bind",
+    )
 
 
 @dataclass(frozen=True)
 class Nvdimm(VirtioPmem):
     """As virtio-pmem, but for the device; the guest finds it by ACPI."""
 
-    guest_modules: tuple[str, ...] = ("nfit", "nd_pmem")
+    drivers: tuple[str, ...] = ("nfit", "nd_pmem")
     address: re.Pattern[str] = re.compile(r"\[nvdimm\].*\n\s+addr: (0x[0-9a-f]+)")
 
     def qemu_options(self, directory: str, on_unbacked: str = "") -> QemuOptions:
@@ -49,5 +54,6 @@ class Nvdimm(VirtioPmem):
 
     def mount(self, agent: Agent, guest: Shell, deadline: Deadline) -> None:
         """Give the namespace its struct pages first."""
-        guest.check(" && ".join(_TO_FSDAX), deadline)
+        unbind = f"echo {NAMESPACE} >{DRIVER}/unbind"
+        guest.check(" && ".join((unbind, *claiming(PFN, DRIVER))), deadline)
         super().mount(agent, guest, deadline)

@@ -38,6 +38,7 @@ class Ram:
     name: str
     store: Store
     guest_modules: tuple[str, ...] = ()
+    guest_programs: tuple[str, ...] = ()
 
     @property
     def abilities(self) -> frozenset[Ability]:

@@ -25,8 +25,33 @@ from hostfault.remote.shell import Shell
 MOUNT_POINT = "/mnt"
 DATA = f"{MOUNT_POINT}/data"
 MARK = "hostfault-range"  # with the end of its line 16 bytes, so each page begins with it
-SKIP = 64 << 10  # bytes of the guest's file: what follows is in one piece, as ext4 allocates it
+SKIP = (
+    64 << 10
+)  # bytes of the guest's file: what follows is in one piece, as the file system allocates it
 MOST = 1 << 30  # bytes of guest memory and devices together
+
+
+@dataclass(frozen=True)
+class FileSystem:
+    """What the guest makes on the device, and mounts for DAX."""
+
+    name: str  # as /proc/mounts has it
+    make: str  # the command that makes it, up to the device
+    options: str  # of the mount
+    modules: tuple[str, ...] = ()  # that the guest's kernel needs, built in or not
+    programs: tuple[str, ...] = ()  # of the host image that the guest needs, as paths there
+
+
+EXT4 = FileSystem("ext4", "mke2fs -q -b 4096", "dax")
+# xfsprogs wants 300 MiB at least for what it supports, and a log that is too large for this device
+# where there are more features or groups; the kernel does not care.
+XFS = FileSystem(
+    "xfs",
+    "mkfs.xfs -q -f --unsupported -m reflink=0,rmapbt=0 -d agcount=1",
+    "dax=always",
+    ("xfs",),
+    ("usr/sbin/mkfs.xfs",),
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +60,8 @@ class VirtioPmem:
 
     name: str
     store: Store
-    guest_modules: tuple[str, ...] = ("virtio_pmem", "nd_pmem")
+    file_system: FileSystem = EXT4
+    drivers: tuple[str, ...] = ("virtio_pmem", "nd_pmem")  # of the device, modules of the guest's
     guest_options: str = ""
     address: re.Pattern[str] = re.compile(r"\[virtio-pmem\].*\n\s+memaddr: (0x[0-9a-f]+)")
 
@@ -43,6 +69,16 @@ class VirtioPmem:
     def abilities(self) -> frozenset[Ability]:
         """Those of the file."""
         return self.store.abilities
+
+    @property
+    def guest_modules(self) -> tuple[str, ...]:
+        """Those of the device and of the file system."""
+        return (*self.drivers, *self.file_system.modules)
+
+    @property
+    def guest_programs(self) -> tuple[str, ...]:
+        """What makes the file system, unless busybox does."""
+        return self.file_system.programs
 
     @property
     def logs(self) -> Mapping[str, str]:
@@ -70,12 +106,12 @@ class VirtioPmem:
 
     def mount(self, agent: Agent, guest: Shell, deadline: Deadline) -> None:
         """Make the file system and the file in the guest; check that it is a DAX mount."""
-        length = PAGES * self.store.page_size
-        guest.check("mke2fs -q -b 4096 /dev/pmem0", deadline)
-        guest.check(f"mount -t ext4 -o dax /dev/pmem0 {MOUNT_POINT}", deadline)
+        length, kind = PAGES * self.store.page_size, self.file_system
+        guest.check(f"{kind.make} /dev/pmem0", deadline)
+        guest.check(f"mount -t {kind.name} -o {kind.options} /dev/pmem0 {MOUNT_POINT}", deadline)
         mounts = guest.check("cat /proc/mounts", deadline)
         line = next((line for line in mounts.splitlines() if f" {MOUNT_POINT} " in line), "")
-        if "ext4" not in line or "dax" not in line:
+        if f" {kind.name} " not in line or "dax" not in line:
             raise HostfaultError(f"the guest's mount is not a DAX mount: {line or mounts!r}")
         fill = f"(head -c {SKIP} /dev/zero; yes {MARK} | head -c {length}) >{DATA} && sync"
         guest.check(fill, deadline)

@@ -53,6 +53,7 @@ class VirtiofsDax:
     name = "virtiofs-dax"
     abilities = frozenset(Ability) - {Ability.POOL, Ability.DISK}
     guest_modules = ("virtiofs",)
+    guest_programs = ()
     guest_options = ""
     logs: Mapping[str, str] = {
         LOG: "the back-end: `map` and `unmap` of the file; `memory`: at which guest address; "

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 PROBE_SOURCES = IMAGES / "probe"
 CROWD_SOURCE = IMAGES / "probe" / "crowd.c"  # of the error-table study
 GUEST_MODULES = ("virtio_pci", "virtio_net", "pvpanic-pci")
+SSH_SERVER = "usr/sbin/dropbear"  # in the host image
 USEFUL_MODULES = ("virtio_blk",)  # what some access needs, and others do without
 _FOLDERS = ("proc", "sys", "dev", "run", "tmp", "mnt", "root", "sbin", "lib64")
 _STATICALLY = ("gcc", "-static", "-O1", "-Wall", "-Wextra")
@@ -36,11 +37,13 @@ def guest_image(
     host_image: HostImage,
     identity: Identity,
     extra_modules: Sequence[str] = (),
+    extra_programs: Sequence[str] = (),
 ) -> GuestImage:
     """The initramfs for a guest kernel, with busybox and dropbear from the host image.
 
-    ``extra_modules`` are what a backing needs beyond :data:`GUEST_MODULES`. Raises
-    :class:`SetupError` if the kernel lacks a module.
+    ``extra_modules`` are what a backing needs beyond :data:`GUEST_MODULES`, ``extra_programs`` what
+    it needs of the host image, as paths there. Raises :class:`SetupError` if the kernel lacks a
+    module.
     """
     useful = some_of(kernel, USEFUL_MODULES)
     modules = modules_for(kernel, [*GUEST_MODULES, *useful, *extra_modules])
@@ -52,6 +55,7 @@ def guest_image(
             "recipe": IMAGES / "guest",
             "probe": probe,
             "crowd": crowd,
+            "programs": " ".join(extra_programs),
             "identity": identity.host_public + identity.client_public,
             **{f"module {number}": each.file for number, each in enumerate(modules)},
         }
@@ -72,7 +76,8 @@ def guest_image(
             shutil.copytree(IMAGES / "guest", tree, dirs_exist_ok=True)
             for program in (probe, crowd):
                 shutil.copy(program, tree / "bin" / program.name)
-            _add_dropbear(tree, host_image.root)
+            for name in (SSH_SERVER, *extra_programs):
+                _add_program(tree, host_image.root, name)
             pack(tree, place / "initramfs")
 
     place = cache.obtain("guest-images", key, build)
@@ -125,10 +130,9 @@ def probe_source_hash() -> str:
     return hashlib.sha256(b"".join(texts)).hexdigest()
 
 
-def _add_dropbear(tree: Path, root: Path) -> None:
-    """Copy the SSH server and its libraries to where its loader looks for them."""
-    program = "usr/sbin/dropbear"
-    shutil.copy(root / program, tree / "sbin" / "dropbear")
+def _add_program(tree: Path, root: Path, program: str) -> None:
+    """Copy a program and its libraries to where its loader looks for them."""
+    shutil.copy(root / program, tree / "sbin" / Path(program).name)
     for library in libraries_of(root, program):
         target = tree / ("lib64" if library.parts[0] == "lib64" else library.parent) / library.name
         target.parent.mkdir(parents=True, exist_ok=True)

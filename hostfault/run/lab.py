@@ -101,7 +101,7 @@ class Lab:
         self._cache = cache or default_cache()
         self._stack = ExitStack()
         self._outer_machines: dict[str, OuterSpec] = {}  # by backing
-        self._guest_images: dict[tuple[str, ...], GuestImage] = {}  # by modules
+        self._guest_images: dict[tuple[tuple[str, ...], ...], GuestImage] = {}  # by modules
 
     def __enter__(self) -> Lab:
         sweep_short_directories()
@@ -361,13 +361,13 @@ class Lab:
         return host_image(self._cache)
 
     def _guest_image(self, backing: Backing) -> GuestImage:
-        modules = backing.guest_modules
-        if modules not in self._guest_images:
+        needs = (backing.guest_modules, backing.guest_programs)
+        if needs not in self._guest_images:
             log.info("looking for the guest image")
-            self._guest_images[modules] = guest_image(
-                self._cache, self._guest_kernel, self._host_image, self._identity, modules
+            self._guest_images[needs] = guest_image(
+                self._cache, self._guest_kernel, self._host_image, self._identity, *needs
             )
-        return self._guest_images[modules]
+        return self._guest_images[needs]
 
     @cached_property
     def _qemu(self) -> Qemu:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from hostfault.agent.filesystems import write_at
-from hostfault.backing import BACKINGS, GUEST_MEMORY, Backing, Python
+from hostfault.backing import BACKINGS, GUEST_MEMORY, Backing, Python, devdax
 from hostfault.backing.ivshmem import SLOT, find_bar
 from hostfault.backing.ram import START
 from hostfault.case.model import PAGE_SIZE, Page
 from hostfault.host.local import local_agent
+from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError
 from hostfault.remote.agent import Agent
 
@@ -81,6 +82,74 @@ def test_a_page_of_a_pmem_has_the_frame_that_qemu_gives_it() -> None:
     assert frame(BACKINGS["virtio-pmem"], page, ("ram/memory", 0x28000), said) == 0x100028
     with pytest.raises(HostfaultError, match="does not say where its virtio-pmem is"):
         frame(BACKINGS["virtio-pmem"], page, ("ram/memory", 0x28000), "")
+
+
+class GuestWith:
+    """A guest that answers each command with the first text of those that it contains."""
+
+    def __init__(self, answers: Mapping[str, str]) -> None:
+        self.answers = answers
+        self.ran: list[str] = []
+
+    def check(self, command: str, _deadline: object) -> str:
+        self.ran.append(command)
+        return next((said for part, said in self.answers.items() if part in command), "")
+
+
+class Taking:
+    """An agent that is given the file."""
+
+    def adopt(self, path: str) -> None:
+        self.path = path
+
+
+def mount(name: str, guest: GuestWith) -> Taking:
+    agent = Taking()
+    BACKINGS[name].mount(cast("Any", agent), cast("Any", guest), Deadline(1.0, "nothing"))
+    return agent
+
+
+@pytest.mark.parametrize(
+    ("name", "mounted", "good"),
+    [
+        ("virtio-pmem", "/dev/pmem0 /mnt ext4 rw,dax=always 0 0\n", True),
+        ("virtio-pmem-xfs", "/dev/pmem0 /mnt xfs rw,dax=always 0 0\n", True),
+        ("virtio-pmem-xfs", "/dev/pmem0 /mnt xfs rw 0 0\n", False),
+        ("virtio-pmem-xfs", "/dev/pmem0 /mnt ext4 rw,dax=always 0 0\n", False),
+    ],
+)
+def test_a_pmem_is_used_only_if_its_file_system_is_mounted_for_dax(
+    name: str, mounted: str, good: bool
+) -> None:
+    guest = GuestWith({"/proc/mounts": mounted})
+    if good:
+        assert mount(name, guest).path == "ram/memory"
+    else:
+        with pytest.raises(HostfaultError, match="not a DAX mount"):
+            mount(name, guest)
+
+
+def test_what_makes_a_file_system_comes_with_a_guest_that_needs_it() -> None:
+    assert BACKINGS["virtio-pmem"].guest_programs == ()
+    (program,) = BACKINGS["virtio-pmem-xfs"].guest_programs
+    guest = GuestWith({"/proc/mounts": "/dev/pmem0 /mnt xfs rw,dax=always 0 0\n"})
+    mount("virtio-pmem-xfs", guest)
+    assert guest.ran[0].split()[0] == Path(program).name
+
+
+def test_a_page_of_a_dax_device_is_where_the_device_begins() -> None:
+    said = 'Memory device [nvdimm]: ""\r\n  addr: 0x100000000\r\n  slot: 0\r\n'
+    page = Page("ram/memory", devdax.DATA + 0x8000, "tmpfs")
+    assert frame(BACKINGS["devdax"], page, ("ram/memory", page.offset), said) == 0x100208
+    view = BACKINGS["devdax"].view()
+    assert view.start % devdax.DATA == view.length % devdax.DATA == 0, "whole huge pages"
+    assert view.start + view.offset + devdax.DATA == page.offset
+
+
+def test_a_dax_device_that_begins_elsewhere_is_refused() -> None:
+    assert mount("devdax", GuestWith({"resource": "0x100000000\n0x100200000\n"})).path
+    with pytest.raises(HostfaultError, match="0x400000 into the NVDIMM"):
+        mount("devdax", GuestWith({"resource": "0x100000000\n0x100400000\n"}))
 
 
 def test_only_a_bar_that_is_mapped_has_an_address() -> None:

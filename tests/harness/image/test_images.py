@@ -153,6 +153,17 @@ def test_the_guest_has_a_probe_an_ssh_server_and_its_modules(
     assert order == [f"{name}.ko" for name in (*guest.GUEST_MODULES, *guest.USEFUL_MODULES)]
 
 
+def test_a_guest_has_the_programs_that_its_backing_needs_with_their_libraries(
+    tmp_path: Path, cache: Cache, kernel: Kernel, image: HostImage, keys: Identity
+) -> None:
+    (image.root / "usr/sbin/mkfs.xfs").write_text("mkfs.xfs")
+    made = guest_image(cache, kernel, image, keys, (), ["usr/sbin/mkfs.xfs"])
+    tree = unpacked(made.initramfs, tmp_path / "tree")
+    assert (tree / "sbin/mkfs.xfs").read_text() == "mkfs.xfs"
+    assert (tree / "sbin/dropbear").exists()
+    assert made.key != guest_image(cache, kernel, image, keys).key
+
+
 def test_a_guest_is_made_once_and_anew_when_an_input_changes(
     cache: Cache, kernel: Kernel, image: HostImage, keys: Identity, tmp_path: Path
 ) -> None:
