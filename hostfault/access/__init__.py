@@ -19,6 +19,7 @@ from hostfault.access.store import STORE
 from hostfault.access.storm import STORM
 from hostfault.access.uring import URING
 from hostfault.access.vector import VECTOR
+from hostfault.access.vhost import VHOST
 from hostfault.access.write import WRITE
 from hostfault.plumbing.registry import Registry
 
@@ -42,6 +43,7 @@ ACCESSES: Registry[Access] = Registry(
         PROCMEM,
         COREDUMP,
         DMA,
+        VHOST,
         STORM,
         URING,
     ),

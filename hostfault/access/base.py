@@ -17,4 +17,9 @@ class Access:
     by_kernel: bool  # the guest's kernel touches the page for the task
     outcomes: frozenset[str]  # kinds of outcome that the probe can report: see case.model.Outcome
     amid_others: bool = False  # tasks beside the probe access the page all the time
-    by_device: bool = False  # a disk does it, which the guest is given: the host's KVM sees nothing
+    device: str = ""  # what does it, which the guest is given: "disk", "wire"; "": no device
+
+    @property
+    def by_device(self) -> bool:
+        """Whether a device does it: the host's KVM sees nothing of that."""
+        return bool(self.device)

@@ -7,5 +7,5 @@ DMA = Access(
     writes=True,
     by_kernel=True,
     outcomes=frozenset({"value", "errno"}),
-    by_device=True,
+    device="disk",
 )

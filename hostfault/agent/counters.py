@@ -40,6 +40,9 @@ class Counters(Protocol):
         ``place`` are the first and the last instruction that may be the access.
         """
 
+    def count_touches(self, address: int, length: int) -> bool:
+        """See :meth:`hostfault.agent.tracing.Tracer.count_touches`; False where it cannot."""
+
     def entries(self, event: str) -> list[tuple[dict[str, int], int]]:
         """Counts of one event by all its keys, where there are such."""
 
@@ -65,7 +68,12 @@ class NoCounts:
     ) -> dict[str, object]:
         """Empty, all of them."""
         del threads, watched, place
-        return {"faults": [], "async_started": [], "async_ready": [], "exits": []}
+        return {"faults": [], "async_started": [], "async_ready": [], "exits": [], "touches": None}
+
+    def count_touches(self, address: int, length: int) -> bool:
+        """It cannot."""
+        del address, length
+        return False
 
     def entries(self, event: str) -> list[tuple[dict[str, int], int]]:
         """None."""

@@ -12,7 +12,7 @@ import ctypes
 import fcntl
 import os
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from errno import EACCES, EAGAIN, EFAULT, EINTR, EPERM
@@ -97,7 +97,7 @@ class PerfCounts:
         what was before, nor of other frames.
         """
         if watched is None:
-            return {"faults": [], "async_started": [], "async_ready": [], "exits": []}
+            return {**_NOTHING}
         about = (frozenset(threads), watched, place)
         if about != self._about:
             self._watch(*about)
@@ -105,6 +105,7 @@ class PerfCounts:
         first, last = place
         elsewhere = told["elsewhere"]
         return {
+            **_NOTHING,
             "faults": [
                 [watched, first if first == last else 0, told["there"]],
                 *([[watched, ELSEWHERE, elsewhere]] if elsewhere else []),
@@ -115,6 +116,11 @@ class PerfCounts:
                 [ANY_REASON, errno, told[name]] for name, errno in _ERRORS.items() if told[name]
             ],
         }
+
+    def count_touches(self, address: int, length: int) -> bool:
+        """It cannot: those are other threads' faults, of the host's kernel."""
+        del address, length
+        return False
 
     def entries(self, event: str) -> list[tuple[dict[str, int], int]]:
         """Nothing: counts by all keys there are only with tracefs."""
@@ -134,6 +140,13 @@ class PerfCounts:
         return int((self.tracefs / "events" / "kvm" / event / "id").read_text())
 
 
+_NOTHING: Mapping[str, object] = {
+    "faults": [],
+    "async_started": [],
+    "async_ready": [],
+    "exits": [],
+    "touches": None,
+}
 ELSEWHERE = 1  # the instruction of faults on the frame that were taken at another place
 _ERRORS = {"efault": -EFAULT, "ehwpoison": -EHWPOISON, "other": OTHER_ERROR}
 

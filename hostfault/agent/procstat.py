@@ -28,12 +28,17 @@ def state_of(pid: int) -> str:
 
 def vcpu_threads(pid: int) -> dict[int, float]:
     """CPU seconds of each vCPU thread of a QEMU started with ``debug-threads=on``, by thread id."""
+    return threads_of(pid, "CPU ")
+
+
+def threads_of(pid: int, beginning: str) -> dict[int, float]:
+    """CPU seconds of each thread of a process whose name begins so, by thread id."""
     threads = {}
     with suppress(OSError):
         for folder in Path(f"/proc/{pid}/task").iterdir():
             with suppress(OSError, ValueError):  # a thread may end while we look
                 name, seconds = parse_stat((folder / "stat").read_text())
-                if name.startswith("CPU "):
+                if name.startswith(beginning):
                     threads[int(folder.name)] = seconds
     return threads
 

@@ -42,8 +42,9 @@ from hostfault.agent.filesystems import (
 from hostfault.agent.modules import build_id_of
 from hostfault.agent.ports import open_port
 from hostfault.agent.privilege import other_users
-from hostfault.agent.procstat import mappings_of, vcpu_threads
+from hostfault.agent.procstat import mappings_of, threads_of, vcpu_threads
 from hostfault.agent.swap import swap_out
+from hostfault.agent.wire import ADDRESS, PORT, Echo, make_tap
 
 SWAP = 4 << 20  # bytes of the disk that is swapped to
 LIMIT = 1 << 20  # bytes of a file that one request may ask for
@@ -64,6 +65,7 @@ class AgentServer(ChildMemory):
         self._counters: Counters = NoCounts("nobody has asked to count")
         self._kernel_log: int | None = None
         self._limit: Limit | None = None
+        self._echo: Echo | None = None
 
     def hello(self) -> dict[str, Any]:
         """Who is there, and which kernel runs."""
@@ -281,6 +283,18 @@ class AgentServer(ChildMemory):
         counters = self._counters
         return [counters.how, counters.why if isinstance(counters, NoCounts) else ""]
 
+    def count_touches(self, address: int, length: int) -> bool:
+        """Count, too, the page faults of the kernel's in that range of user memory; False: none."""
+        return self._counters.count_touches(address, length)
+
+    def make_wire(self) -> bool:
+        """Make a tap and answer on it, where :meth:`may_hurt`; False: no tun, or no vhost_net."""
+        self._check_may_hurt()
+        if not make_tap():
+            return False
+        self._echo = Echo(ADDRESS, PORT)
+        return True
+
     def histogram(self, event: str) -> list[Any]:
         """Counts of one tracepoint since :meth:`trace`: [keys, count] for each set of keys."""
         return [list(entry) for entry in self._counters.entries(event)]
@@ -298,12 +312,14 @@ class AgentServer(ChildMemory):
         The counts of the frame ``watched`` are always among them; ``place`` are the first and the
         last instruction that may be the access. ``backed`` is whether the
         child's own memory at ``address`` can be read; ``unanswered`` are the page faults that wait
-        for a server of :meth:`serve_mapping`; ``gone`` are other children that have ended.
+        for a server of :meth:`serve_mapping`; ``gone`` are other children that have ended;
+        ``worker_seconds`` is the CPU time of vhost workers.
         """
         threads = vcpu_threads(self._children[name].pid)
         return {
             **self._counters.counts(threads.keys(), watched, (place[0], place[1])),
             "vcpu_seconds": sum(threads.values()),
+            "worker_seconds": sum(threads_of(self._children[name].pid, "vhost-").values()),
             "ended": self.ended(name),
             "backed": None if address is None else self._is_backed(name, address),
             "unanswered": self._unanswered(),
@@ -380,6 +396,8 @@ class AgentServer(ChildMemory):
             last_first.callback(lambda: self._counters.stop())
             last_first.callback(dismiss, self._guards)
             last_first.callback(self._end_servers)
+            if self._echo is not None:
+                last_first.callback(self._echo.close)
             for child in self._children.values():
                 last_first.callback(end, child)
 

@@ -24,6 +24,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "kvm_userspace_exit": ("reason", "errno"),
 }
 
+TOUCHES = ("exceptions", "page_fault_kernel")  # of the host's kernel; only those that are asked for
+
 ANYWHERE = (0, (1 << 64) - 1)  # the first and the last instruction of a guest
 
 _NAME = "hostfault"
@@ -58,6 +60,7 @@ class Tracer:
     def __init__(self, name: str, tracefs: Path = TRACEFS) -> None:
         self._instance = tracefs / "instances" / name
         self._events: list[str] = []
+        self._touches: Path | None = None
 
     def start(self) -> list[str]:
         """Begin to count from zero; returns the events that are counted now.
@@ -82,9 +85,23 @@ class Tracer:
         """The events that are counted now."""
         return list(self._events)
 
+    def count_touches(self, address: int, length: int) -> bool:
+        """Count the page faults that the host's kernel takes in a range of user memory.
+
+        Whoever's memory that is: of two processes with the same address, both count. False for a
+        kernel without that tracepoint. Raises OSError with the reason.
+        """
+        folder = self._instance.joinpath("events", *TOUCHES)
+        if not folder.is_dir():
+            return False
+        wanted = f"if address >= {address:#x} && address < {address + length:#x}"
+        (folder / "trigger").write_text(f"hist:keys=common_pid:size=256 {wanted}\n")
+        self._touches = folder / "hist"
+        return True
+
     def stop(self) -> None:
         """Remove the instance, and with it its triggers."""
-        self._events = []
+        self._events, self._touches = [], None
         _remove(self._instance)
 
     def _count(self, event: str, keys: Collection[str]) -> None:
@@ -121,7 +138,8 @@ class Tracer:
         ``faults`` is a list of [gfn, rip, count], most frequent first, at most ``most`` long and
         then those of the ``watched`` frame; ``async_started`` and ``async_ready`` the same of
         [gfn, count] (kvm_async_pf_ready's "gva" is a guest-physical address where two-dimensional
-        paging is on); ``exits`` is a list of [reason, errno, count].
+        paging is on); ``exits`` is a list of [reason, errno, count]; ``touches`` are those of
+        :meth:`count_touches`, by whatever thread, None: they are not counted.
         """
         faults: Counter[tuple[int, int]] = Counter()
         started: Counter[int] = Counter()
@@ -152,7 +170,13 @@ class Tracer:
                 [keys.get("reason", 0), _signed(keys.get("errno", 0)), count]
                 for keys, count in self._read("kvm_userspace_exit", threads)
             ],
+            "touches": self._count_of_touches(),
         }
+
+    def _count_of_touches(self) -> int | None:
+        if self._touches is None:
+            return None
+        return sum(count for _, count in histogram(self._touches.read_text()))
 
     def entries(self, event: str) -> list[tuple[dict[str, int], int]]:
         """Counts of one event since :meth:`start`, by all its keys; of every thread there is."""
@@ -178,8 +202,8 @@ def _triggers(folder: Path) -> list[str]:
 
 def _remove(instance: Path) -> None:
     """Remove an instance and its triggers; nothing happens if there is none."""
-    for event in KEYS:
-        folder = instance / "events" / "kvm" / event
+    for event in (*(("kvm", each) for each in KEYS), TOUCHES):
+        folder = instance.joinpath("events", *event)
         with suppress(OSError):
             for line in _triggers(folder):
                 (folder / "trigger").write_text(f"!{line.split(' [')[0]}\n")

@@ -12,6 +12,7 @@ from hostfault.case.counting import (
     quiet_samples,
     waits_for_the_host,
 )
+from hostfault.case.device import evidence_of_touches
 from hostfault.case.model import Observation, Verdict, VerdictKind
 from hostfault.case.words import liveness, probe_line
 
@@ -71,6 +72,7 @@ def stall(observation: Observation) -> Verdict | None:
     evidence = (
         f"KVM tracepoint kvm_page_fault: none on the frame in the last {len(quiet)} samples",
         f"vCPU threads: {share:.0%} of a core in those {seconds:.1f} s",
+        *evidence_of_touches(observation),
         "QMP query-status: running",
         probe_line(observation),
         "guest: answers over SSH",

@@ -88,7 +88,7 @@ class Terms:
     writes: bool  # the access leaves a byte
     by_kernel: bool  # the guest's kernel touches the page for the task, at an address of its own
     expected: int | None  # the byte that the access must see or leave; None: there is no such page
-    by_device: bool = False  # a disk of the guest's touches the page: QEMU does, and no vCPU
+    by_device: bool = False  # a device of the guest's touches the page, and no vCPU
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,8 @@ class Sample:
     stacks: tuple[str, ...] = ()  # of the vCPU threads in the host's kernel, if none has exited
     unanswered: int | None = None  # page faults that wait for a userfaultfd's server; None: no such
     place: VcpuPlace | None = None  # None: not asked; only where no tracepoint is counted
+    touches: int | None = None  # page faults of the host's own at QEMU's address; None: not counted
+    worker_seconds: float = 0.0  # CPU time of QEMU's vhost workers, which are threads of its
 
 
 @dataclass(frozen=True)

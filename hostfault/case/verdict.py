@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from hostfault.case import statistics
+from hostfault.case import device, statistics
 from hostfault.case.asleep import stall, unserved
 from hostfault.case.counting import (
     IDLE_SHARE,
@@ -333,7 +333,11 @@ def _outcome(observation: Observation) -> Verdict | None:
         return None
     if not _host_saw_the_access(observation):
         return None
-    evidence = (*evidence_of_faults(observation), probe_line(observation))
+    evidence = (
+        *evidence_of_faults(observation),
+        *device.evidence_of_touches(observation),
+        probe_line(observation),
+    )
     if spun := _spin_that_ended(observation, outcome):
         return Verdict(VerdictKind.SPIN, spun, evidence)
     match outcome.kind:
@@ -374,11 +378,12 @@ def _host_saw_the_access(observation: Observation) -> bool:
     """Whether the host took a fault for it, at the access, where it must.
 
     A page that the host takes away is unmapped from the guest (KVM's mmu notifier), so no task can
-    have touched it since without one. Of a device's access QEMU tells, and what is there then.
+    have touched it since without one. Of a device's access QEMU tells, and what is there then; an
+    error where the host has the page is the guest's own.
     """
-    outcome = observation.probe.outcome
+    outcome, taken = observation.probe.outcome, observation.terms.takes_page
     if observation.terms.by_device and outcome is not None and outcome.kind != "value":
-        return any(event.name == DISK_ERROR for event in guest_events(observation))
+        return not taken or any(event.name == DISK_ERROR for event in guest_events(observation))
     if observation.terms.by_device:
         return outcome is not None and observation.stored_byte == outcome.value
     if not observation.terms.takes_page:
@@ -456,6 +461,7 @@ _RULES: tuple[Callable[[Observation], Verdict | None], ...] = (
     _held,
     _stopped,
     _spin,
+    device.spin,
     unserved,
     _outcome,
 )

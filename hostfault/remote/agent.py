@@ -319,6 +319,20 @@ class Agent:
         how, why = self._ask("counted_by")
         return str(how), str(why)
 
+    def count_touches(self, address: int, length: int) -> bool:
+        """Count, too, page faults that the host's kernel itself takes in that range of user memory.
+
+        :meth:`sample` has them as "touches". False where they cannot be counted.
+        """
+        return bool(self._ask("count_touches", address=address, length=length))
+
+    def make_wire(self) -> bool:
+        """Make a network to a guest: a tap, and somebody who sends back what comes to its port 7.
+
+        False for a kernel without tun or vhost_net. See :meth:`may_hurt`.
+        """
+        return bool(self._ask("make_wire"))
+
     def histogram(self, event: str) -> list[tuple[dict[str, int], int]]:
         """Counts of one tracepoint since :meth:`trace`: (keys, count) for each set of keys."""
         return [(dict(keys), int(count)) for keys, count in self._ask("histogram", event=event)]

@@ -14,7 +14,7 @@ from hostfault.access import ACCESSES
 from hostfault.backing import NUMBER, PAGES
 from hostfault.case.model import PAGE_SIZE, Scenario, Terms
 from hostfault.fault import FAULTS, Scene, require
-from hostfault.guest import boot, disk, probe
+from hostfault.guest import boot, disk, probe, wire
 from hostfault.host.testbed import HostLife, Testbed
 from hostfault.image.qemu import PROGRAM
 from hostfault.plumbing.deadline import Deadline
@@ -35,6 +35,9 @@ PATTERN: tuple[int | None, ...] = tuple(range(0x80, 0x80 + PAGES))  # a byte for
 STORED = 0x5A  # what an access that writes leaves; in no page's pattern
 ARMING = 30.0  # seconds that a probe may take, in a guest that has just gone on
 NEEDED_EVENTS = frozenset({"kvm_page_fault"})  # tracepoints without which nothing can be proven
+
+
+_DEVICES = {"disk": disk.plug, "wire": wire.plug}
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,8 @@ def arm(testbed: Testbed, scenario: Scenario, seed: int = 0) -> Armed:
     page, view = backing.make_page(testbed.agent, fill), backing.view()
     page_first = not fault.starts_as_hole
     task = probe.Probe(testbed.probe or probe.start(testbed.guest))
-    if access.by_device:
-        disk.plug(testbed.agent, testbed.recorder, testbed.guest)
+    if access.device:
+        _DEVICES[access.device](testbed.agent, testbed.recorder, testbed.guest)
     task.request(view, access.name, STORED, page_first=page_first, seed=seed)
     # The guest has enough to do now: meanwhile, what does not depend on it.
     running = Running.on(testbed.agent)
@@ -118,6 +121,8 @@ def arm(testbed: Testbed, scenario: Scenario, seed: int = 0) -> Armed:
     )
     scene = Scene(testbed.agent, testbed.guest, page, view)
     address = _host_address(testbed.recorder, gfn)
+    if access.device and address is not None:
+        testbed.agent.count_touches(address, PAGE_SIZE)
     huge = require_huge(testbed.agent, address) if page.huge else 0
     return Armed(
         scenario, terms, scene, task, gfn, address, liveness, running, counted_by, seed, huge

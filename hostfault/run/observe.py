@@ -291,6 +291,8 @@ class Recording:
             exits=tuple(UserspaceExit(*each) for each in seen["exits"]),
             backed=seen["backed"],
             unanswered=seen["unanswered"],
+            touches=seen["touches"],
+            worker_seconds=seen["worker_seconds"],
             stacks=() if self._has_exited(stats) else testbed.agent.stacks(boot.NAME),
             place=self._place(),
         )

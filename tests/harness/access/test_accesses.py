@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from hostfault.access import ACCESSES, Access
+from hostfault.agent.wire import Echo
 from hostfault.image.guest import build_probe
 from hostfault.plumbing.cache import Cache
 from hostfault.plumbing.errors import UsageError
@@ -37,10 +39,11 @@ def outcome_of(
     line = [probe, *words, "--access", access.name, "--value", "90"]
     disk = file.with_name("disk")  # in place of a guest's: page N is full of the byte N
     disk.write_bytes(b"".join(bytes([byte]) * 4096 for byte in range(256)))
-    environment = {"HOSTFAULT_DISK": str(disk)}
-    done = subprocess.run(
-        line, input="go\n", capture_output=True, text=True, check=True, env=environment
-    )
+    with closing(Echo("127.0.0.1", 0)) as echo:
+        environment = {"HOSTFAULT_DISK": str(disk), "HOSTFAULT_ECHO": str(echo.port)}
+        done = subprocess.run(
+            line, input="go\n", capture_output=True, text=True, check=True, env=environment
+        )
     said = done.stdout
     steps = {step["step"]: step for step in map(json.loads, said.splitlines())}
     without = access.by_kernel or access.name in WITHOUT_RIP

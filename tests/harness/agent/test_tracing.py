@@ -118,6 +118,24 @@ def test_a_kernel_without_tracing_is_told(tmp_path: Path) -> None:
         Tracer("test", tmp_path / "nothing").start()
 
 
+def test_page_faults_of_the_host_are_counted_in_the_range_that_is_asked_for(
+    tracefs: Path,
+) -> None:
+    folder = tracefs / "instances" / "test" / "events" / "exceptions" / "page_fault_kernel"
+    tracer = Tracer("test", tracefs)
+    tracer.start()
+    assert not tracer.count_touches(0x7F0000008000, 4096), "this kernel has no such tracepoint"
+    assert tracer.counts({412})["touches"] is None
+    folder.mkdir(parents=True)
+    (folder / "hist").write_text("{ common_pid: 7 } hitcount: 3\n{ common_pid: 8 } hitcount: 2\n")
+    assert tracer.count_touches(0x7F0000008000, 4096)
+    trigger = (folder / "trigger").read_text()
+    assert trigger.endswith(" if address >= 0x7f0000008000 && address < 0x7f0000009000\n")
+    assert tracer.counts({412})["touches"] == 5, "by whatever thread"
+    tracer.stop()
+    assert (folder / "trigger").read_text() == f"!{trigger}", "none is left when it ends"
+
+
 def test_a_thread_name_with_a_space_and_parentheses_is_read() -> None:
     fields = " ".join(["S", "1"] + ["0"] * 9 + ["250", "150"] + ["0"] * 20)
     name, seconds = parse_stat(f"412 (CPU 0/KVM) (x)) {fields}")

@@ -187,6 +187,13 @@ def test_an_error_of_a_device_counts_if_qemu_tells_of_it() -> None:
     assert kind_of(by_device(Outcome("errno", 5), events=(before,))) is None
 
 
+def test_an_error_of_the_guests_own_needs_no_word_of_qemus() -> None:
+    seen = by_device(Outcome("errno", 14))
+    kept = dataclasses.replace(seen.terms, takes_page=False)
+    assert kind_of(dataclasses.replace(seen, terms=kept)) is VerdictKind.TASK_ERROR
+    assert kind_of(seen) is None
+
+
 def test_what_a_device_stored_counts_if_it_is_there() -> None:
     assert kind_of(by_device(Outcome("value", 0x5A), stored_byte=0x5A)) is VerdictKind.OK
     assert kind_of(by_device(Outcome("value", 0x5A), stored_byte=0x11)) is None

@@ -61,6 +61,8 @@ class PretendedAgent:
             "exits": [],
             "backed": None if address is None else False,
             "unanswered": None,
+            "touches": None,
+            "worker_seconds": 0.0,
             "gone": self.gone,
             "vcpu_seconds": 0.05 * self.samples,
             "ended": self.qemu_code if self.samples > 1 else None,
