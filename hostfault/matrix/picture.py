@@ -1,7 +1,9 @@
-"""The matrix as a picture: one panel a kernel, a square for each cell. Needs matplotlib."""
+"""The matrix as a picture: a band for each kernel, a square for each cell. Needs matplotlib."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 from hostfault.access import ACCESSES
 from hostfault.case.model import RecoveryKind, Scenario, VerdictKind
+from hostfault.fault import FAULTS
 from hostfault.matrix.page import configuration_of
 from hostfault.matrix.result import ERROR, Run, cells_of
 from hostfault.plumbing.errors import SetupError
@@ -34,72 +37,94 @@ MARKS: Mapping[str, str] = {
     RecoveryKind.LOST: "x",
 }
 DARK = {"#2b2b2b", "#009e73", "#d55e00"}  # letters on them are white
-SQUARE = 0.2  # inches
-ABREAST = 3  # panels in a row; what is wider cannot be read on a page
+SQUARE = 0.19  # inches
+GAP = 1  # squares between two backings
+LETTER = 0.42  # squares that one of a backing's name takes
+NAMES = 6.5  # squares that the names of faults take, left of the first backing
+HEAD = 7.2  # squares that the names of backings and accesses take, above each kernel
+LEGEND = 0.9  # inches
 
-RowKey = tuple[str, str]  # backing, and fault with the kind of guest; "" for the backing's heading
+ColumnKey = tuple[str, str]  # backing, and access with the kind of guest
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """Write the SVG; the same data gives the same file. Raises :class:`SetupError`."""
+    """Write the SVG; the same data gives the same file. Raises :class:`SetupError`.
+
+    Kernels are below each other, and each backing is a group of columns, the same in all of them.
+    """
     plt = _pyplot()
-    columns = [access.name for access in ACCESSES]
-    lines = [runs[begin : begin + ABREAST] for begin in range(0, len(runs), ABREAST)]
-    heights = [max(len(rows_of([run])) for run in line) * SQUARE + 1.5 for line in lines]
-    abreast = len(lines[0])
-    figure, panels = plt.subplots(
-        len(lines),
-        abreast,
-        squeeze=False,
-        figsize=(abreast * (len(columns) + 6.0) * SQUARE, sum(heights) + 0.8),
-        height_ratios=heights,
-        layout="constrained",
-    )
-    for axes in panels.flat[len(runs) :]:
-        axes.set_axis_off()
-    for axes, run in zip(panels.flat, runs, strict=False):
-        _panel(axes, run, columns)
+    columns = columns_of(runs)
+    heights = [HEAD + len(rows_of(run)) for run in runs]
+    width = NAMES + max(columns.values()) + 3.0
+    size = (width * SQUARE, sum(heights) * SQUARE + LEGEND)
+    figure = plt.figure(figsize=size)
+    bottom = size[1] - LEGEND  # from which the next kernel goes down, inches
+    for run, height in zip(runs, heights, strict=True):
+        bottom -= height * SQUARE
+        place = (0.0, (bottom + LEGEND) / size[1], 1.0, height * SQUARE / size[1])
+        _panel(figure.add_axes(place), run, columns)
     _legend(figure, {each.verdict for run in runs for each in run.results.values()})
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 
-def rows_of(runs: Sequence[Run]) -> list[RowKey]:
-    """The rows of a panel: below a heading for each backing its faults."""
-    rows: dict[RowKey, None] = {}
-    for cell in cells_of(runs):
-        rows.setdefault((cell.backing, ""))
-        rows.setdefault(_row(cell))
-    backings = list(dict.fromkeys(backing for backing, _ in rows))
-    return sorted(rows, key=lambda row: backings.index(row[0]))
+def columns_of(runs: Sequence[Run]) -> Mapping[ColumnKey, int]:
+    """Where each column is, in squares: of every backing those that any kernel was measured in."""
+    cells = cells_of(runs)
+    backings = list(dict.fromkeys(cell.backing for cell in cells))
+    accesses = [access.name for access in ACCESSES]
+
+    def rank(cell: Scenario) -> tuple[int, bool, int, int]:
+        where = backings.index(cell.backing), not cell.async_pf
+        return *where, accesses.index(cell.access), cell.vcpus
+
+    places: dict[ColumnKey, int] = {}
+    begin = 0
+    for backing, group in itertools.groupby(sorted(cells, key=rank), key=lambda cell: cell.backing):
+        keys = dict.fromkeys(map(_column, group))
+        places |= {key: begin + at for at, key in enumerate(keys)}
+        begin += max(len(keys), math.ceil(len(backing) * LETTER)) + GAP
+    return places
 
 
-def _row(cell: Scenario) -> RowKey:
-    kind = configuration_of(cell)
-    return cell.backing, cell.fault if kind == "apf" else f"{cell.fault}, {kind}"
+def _column(cell: Scenario) -> ColumnKey:
+    kind = configuration_of(cell).removeprefix("apf").removeprefix(", ")
+    return cell.backing, ", ".join(filter(None, (cell.access, kind)))
 
 
-def _name_rows(axes: Any, rows: Sequence[RowKey]) -> None:
-    axes.set_yticks(range(len(rows)), [fault or backing for backing, fault in rows], fontsize=7)
-    for label, (_, fault) in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_fontweight("normal" if fault else "bold")
+def rows_of(run: Run) -> list[str]:
+    """The faults that were measured on a kernel, in the order of their registry."""
+    measured = {result.scenario.fault for result in run.results.values()}
+    return [fault.name for fault in FAULTS if fault.name in measured]
 
 
-def _panel(axes: Any, run: Run, columns: Sequence[str]) -> None:
+def _panel(axes: Any, run: Run, columns: Mapping[ColumnKey, int]) -> None:
     """One kernel, with the rows that were measured on it."""
-    rows = rows_of([run])
-    _name_rows(axes, rows)
-    axes.set_title(run.kernel, fontsize=9)
-    axes.set_xlim(-0.5, len(columns) - 0.5)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
-    axes.set_aspect("equal", anchor="N")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    rows = rows_of(run)
+    axes.set_axis_off()
+    axes.set_xlim(-NAMES - 0.5, max(columns.values()) + 2.5)
+    axes.set_ylim(len(rows) - 0.5, -HEAD - 0.5)
+    axes.text(-NAMES, -HEAD + 0.6, run.kernel, fontsize=11, fontweight="bold", va="center")
+    for y, fault in enumerate(rows):
+        axes.text(-0.8, y, fault, fontsize=7, ha="right", va="center")
+        axes.plot([-0.5, max(columns.values()) + 0.5], [y, y], color="#dddddd", lw=0.4, zorder=0)
+    _name_columns(axes, columns)
     for result in run.results.values():
-        y = rows.index(_row(result.scenario))
-        _square(axes, columns.index(result.scenario.access), y, result.verdict, result.recovery)
+        x = columns[_column(result.scenario)]
+        y = rows.index(result.scenario.fault)
+        _square(axes, x, y, result.verdict, result.recovery)
+
+
+def _name_columns(axes: Any, columns: Mapping[ColumnKey, int]) -> None:
+    """A backing above its accesses, and a line below its name, as wide as they are."""
+    extents: dict[str, list[int]] = {}
+    for (backing, access), x in columns.items():
+        extents.setdefault(backing, []).append(x)
+        axes.text(x, -0.7, access, fontsize=6, rotation=90, ha="center", va="bottom")
+    for backing, (first, *_, last) in ((key, [*at, at[-1]]) for key, at in extents.items()):
+        axes.text(first - 0.45, -HEAD + 1.8, backing, fontsize=7, fontweight="bold", va="center")
+        axes.plot([first - 0.45, last + 0.45], [-HEAD + 2.4] * 2, color="black", linewidth=0.6)
 
 
 def _square(axes: Any, x: int, y: int, verdict: str, recovery: str) -> None:
@@ -154,7 +179,7 @@ def _legend(figure: Any, verdicts: set[str]) -> None:
                 label=text,
             )
         )
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
+    figure.legend(handles=handles, loc="lower center", ncols=9, fontsize=8, frameon=False)
 
 
 def _pyplot() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -227,6 +228,17 @@ def test_the_same_data_gives_the_same_picture(tmp_path: Path) -> None:
     for name in ("one.svg", "two.svg"):
         picture.draw([STOCK, FIXED], tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_each_backing_has_columns_of_its_own_with_room_for_its_name() -> None:
+    runs = measured()
+    columns = picture.columns_of(runs)
+    assert len(set(columns.values())) == len(columns)
+    cells = {result.scenario for run in runs for result in run.results.values()}
+    assert len(columns) == len({(c.backing, c.access, c.async_pf, c.vcpus) for c in cells})
+    begins = {backing: at for (backing, _), at in reversed(columns.items())}
+    for (backing, begin), (_, following) in itertools.pairwise(reversed(begins.items())):
+        assert begin + len(backing) * picture.LETTER < following, backing
 
 
 def test_every_verdict_has_a_look_of_its_own_colour_or_letter() -> None:
