@@ -16,7 +16,7 @@ SLICE = 0.3  # seconds between two checks that the host still lives
 WORK = frozenset(
     {
         *("drain_pool", "evict", "fill", "find_pages", "make_room", "mount_disk"),
-        *("mount_huge_pages", "refill_pool", "swap_out"),
+        *("make_wire", "mount_huge_pages", "refill_pool", "swap_out"),
     }
 )
 TIMES = 6
