@@ -5,6 +5,7 @@ QEMU reads it by preadv(2) straight into guest memory, as it does with any raw f
 
 from __future__ import annotations
 
+from hostfault.guest.hotplug import wait_for
 from hostfault.plumbing.deadline import Deadline
 from hostfault.remote.agent import Agent
 from hostfault.remote.qmp import Recorder
@@ -13,12 +14,9 @@ from hostfault.remote.shell import Shell
 FILE = "disk"  # in the agent's directory
 PAGE = 4096  # bytes
 DEVICE = "/dev/vda"  # in the guest: its only disk
-# A rescan finds a device whose announcement was missed (Documentation/ABI/testing/sysfs-bus-pci).
-_WAIT = f"until [ -b {DEVICE} ]; do echo 1 >/sys/bus/pci/rescan; usleep 20000; done"
-PATIENCE = 20.0  # seconds for the guest to find it
 
 
-def plug(agent: Agent, recorder: Recorder, guest: Shell) -> None:
+def plug(agent: Agent, recorder: Recorder, guest: Shell, deadline: Deadline) -> None:
     """Give the guest a disk in which page N is full of the byte N; it is there afterwards.
 
     (QAPI block-core.json and qdev.json.) Raises :class:`HostfaultError` with QEMU's words.
@@ -29,4 +27,4 @@ def plug(agent: Agent, recorder: Recorder, guest: Shell) -> None:
     recorder.execute("blockdev-add", file)
     device = {"driver": "virtio-blk-pci", "drive": "disk", "id": "disk"}
     recorder.execute("device_add", device)
-    guest.check(_WAIT, Deadline(PATIENCE, f"{DEVICE} in the guest"))
+    wait_for(guest, DEVICE, deadline)

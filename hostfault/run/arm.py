@@ -14,7 +14,7 @@ from hostfault.access import ACCESSES
 from hostfault.backing import NUMBER, PAGES
 from hostfault.case.model import PAGE_SIZE, Scenario, Terms
 from hostfault.fault import FAULTS, Scene, require
-from hostfault.guest import boot, disk, probe, wire
+from hostfault.guest import boot, disk, hotplug, probe, wire
 from hostfault.host.testbed import HostLife, Testbed
 from hostfault.image.qemu import PROGRAM
 from hostfault.plumbing.deadline import Deadline
@@ -37,7 +37,7 @@ ARMING = 30.0  # seconds that a probe may take, in a guest that has just gone on
 NEEDED_EVENTS = frozenset({"kvm_page_fault"})  # tracepoints without which nothing can be proven
 
 
-_DEVICES = {"disk": disk.plug, "wire": wire.plug}
+_DEVICES = {"disk": disk.plug, "wire": wire.plug}  # by Access.device
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def arm(testbed: Testbed, scenario: Scenario, seed: int = 0) -> Armed:
     page_first = not fault.starts_as_hole
     task = probe.Probe(testbed.probe or probe.start(testbed.guest))
     if access.device:
-        _DEVICES[access.device](testbed.agent, testbed.recorder, testbed.guest)
+        found = testbed.deadline(hotplug.PATIENCE, f"the guest to find its {access.device}")
+        _DEVICES[access.device](testbed.agent, testbed.recorder, testbed.guest, found)
     task.request(view, access.name, STORED, page_first=page_first, seed=seed)
     # The guest has enough to do now: meanwhile, what does not depend on it.
     running = Running.on(testbed.agent)

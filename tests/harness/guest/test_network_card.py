@@ -9,6 +9,7 @@ import pytest
 
 from hostfault.agent import wire as on_the_host
 from hostfault.guest import wire
+from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import MissingCapabilityError
 
 
@@ -39,13 +40,13 @@ class Machines:
 
 def plug(machines: Machines) -> None:
     all_of_them = cast("Any", machines)
-    wire.plug(all_of_them, all_of_them, all_of_them)
+    wire.plug(all_of_them, all_of_them, all_of_them, Deadline(1.0, "nothing"))
 
 
 def test_a_card_is_served_by_the_hosts_kernel_on_the_agents_tap() -> None:
     machines = Machines()
     plug(machines)
-    assert machines.asked == ["make_wire", "netdev_add", "device_add", "guest"]
+    assert machines.asked == ["make_wire", "netdev_add", "device_add", "guest", "guest"]
     net = machines.arguments["netdev_add"]
     assert (net["ifname"], net["vhost"]) == (on_the_host.DEVICE, True)
     assert machines.arguments["device_add"]["netdev"] == net["id"]
