@@ -240,9 +240,7 @@ class Chaos:
         order = inside.Order(kind, self._dice.randint(1, CASES), at, str(done))
         family = self._disturb(store, "", 0.0, order.to_environment())
         if done.exists():
-            names = store.names()
-            reported = len(self._results(store, names[-1])) if names else 0
-            self.figures.kills.append(Kill(kind, at, reported))
+            self.figures.kills.append(Kill(kind, at, self._reported(store)))
         return family
 
     def _disturb(
@@ -265,15 +263,19 @@ class Chaos:
                 victims = family.alive(kind)
                 for victim in victims:
                     victim.kill()
-                names = store.names()
-                reported = len(self._results(store, names[-1])) if names else 0
-                self.figures.kills.append(Kill(kind, round(moment.elapsed(), 2), reported))
+                after = round(moment.elapsed(), 2)
+                self.figures.kills.append(Kill(kind, after, self._reported(store)))
                 poll(end, lambda: _over(child, family), TICK)
         # With a power cut nobody tidies up; else what is killed may leave that to others.
         gone = Deadline(GONE, "a killed night's processes to go")
         with suppress(DeadlineError):
             poll(gone, lambda: True if not family.alive() else None, TICK)
         return family
+
+    def _reported(self, store: NightStore) -> int:
+        """How many results the newest night has."""
+        names = store.names()
+        return len(self._results(store, names[-1])) if names else 0
 
     def _results(self, store: NightStore, name: str) -> list[Result]:
         night = store.night(name)

@@ -30,15 +30,17 @@ def order(kind: str, after: float = 0.0) -> Order:
 def test_the_guests_qemu_is_killed_and_its_neighbour_is_not(agent: Agent) -> None:
     agent.spawn("guest", ["sh", "-c", "sleep 60; :", "qemu-system-x86_64"], PATH)
     agent.spawn("neighbour", ["sleep", "60"], PATH)
-    send(agent, order("guest-qemu"))
+    asked = order("guest-qemu")
+    send(agent, asked)
     end = Deadline(10.0, "QEMU to be killed")
     assert poll(end, lambda: agent.ended("guest")) == -9
-    poll(end, lambda: True if was_there(agent) else None)
+    poll(end, lambda: True if was_there(agent, asked) else None)
     assert agent.ended("neighbour") is None
 
 
 def test_the_agent_is_killed_and_that_counts(agent: Agent) -> None:
-    send(agent, order("agent"))
+    asked = order("agent")
+    send(agent, asked)
 
     def lost() -> bool | None:
         try:
@@ -48,12 +50,14 @@ def test_the_agent_is_killed_and_that_counts(agent: Agent) -> None:
         return None
 
     poll(Deadline(10.0, "the agent to be gone"), lost)
-    assert was_there(agent)
+    assert was_there(agent, asked)
+    assert not was_there(agent, order("guest-qemu")), "an agent lost otherwise is no such kill"
 
 
 def test_a_case_that_ended_first_does_not_count(agent: Agent) -> None:
-    send(agent, order("agent", after=60.0))
-    assert not was_there(agent)
+    asked = order("agent", after=60.0)
+    send(agent, asked)
+    assert not was_there(agent, asked)
     agent.kill(NAME)
 
 
