@@ -90,11 +90,7 @@ class TmpfsFile:
 
     def start(self, agent: Agent) -> None:
         """Mount the tmpfs."""
-        agent.make_directory(FOLDER)
-        if not agent.mount(FOLDER, self.size + ROOM):
-            raise MissingCapabilityError(
-                "tmpfs", "the agent may not mount a tmpfs for guest memory: be root"
-            )
+        _mount_tmpfs(agent, self)
 
     def object(self, directory: str, ident: str) -> str:
         """The file, which QEMU makes."""
@@ -130,11 +126,7 @@ class TransparentHugeFile:
 
     def start(self, agent: Agent) -> None:
         """Mount the tmpfs."""
-        agent.make_directory(FOLDER)
-        if not agent.mount(FOLDER, self.size + ROOM, huge=True):
-            raise MissingCapabilityError(
-                "tmpfs", "the agent may not mount a tmpfs for guest memory: be root"
-            )
+        _mount_tmpfs(agent, self)
 
     def object(self, directory: str, ident: str) -> str:
         """The file, where a huge page of it can be one in QEMU's page tables."""
@@ -241,3 +233,11 @@ class HugeFile:
     def take(self, agent: Agent) -> None:
         """By its name."""
         agent.adopt(FILE)
+
+
+def _mount_tmpfs(agent: Agent, store: Store) -> None:
+    agent.make_directory(FOLDER)
+    if not agent.mount(FOLDER, store.size + ROOM, huge=store.huge):
+        raise MissingCapabilityError(
+            "tmpfs", "the agent may not mount a tmpfs for guest memory: be root"
+        )

@@ -25,9 +25,8 @@ from hostfault.remote.shell import Shell
 MOUNT_POINT = "/mnt"
 DATA = f"{MOUNT_POINT}/data"
 MARK = "hostfault-range"  # with the end of its line 16 bytes, so each page begins with it
-SKIP = (
-    64 << 10
-)  # bytes of the guest's file: what follows is in one piece, as the file system allocates it
+# Bytes of the guest's file: what follows is in one piece, as the file system allocates it.
+SKIP = 64 << 10
 MOST = 1 << 30  # bytes of guest memory and devices together
 
 
