@@ -16,7 +16,7 @@ DEVICE = "hostfault0"
 ADDRESS, PREFIX, PORT = "192.0.2.1", 24, 7  # RFC 5737: nobody's; RFC 862
 NEEDED = (Path("/dev/net/tun"), Path("/dev/vhost-net"))
 LONGEST = 65536  # bytes of a datagram
-_PATIENCE = 20.0  # seconds for ip(8)
+_PATIENCE = 20.0  # seconds for ip(8), and for the thread to end
 
 
 class Echo:
@@ -36,7 +36,7 @@ class Echo:
         self._open = False
         with suppress(OSError):  # it fails, as there is no peer, and wakes the thread all the same
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
+        self._thread.join(_PATIENCE)  # a daemon: it would not keep the agent from ending
         self._socket.close()
 
     def _answer(self) -> None:
