@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import os
+import stat
 from dataclasses import dataclass
 
 from hostfault.daxfs.wire import (
@@ -36,6 +37,12 @@ READDIRPLUS_AUTO = 1 << 14
 PARALLEL_DIROPS = 1 << 18
 MAX_PAGES = 1 << 22
 MAP_ALIGNMENT = 1 << 26
+INIT_EXT = 1 << 30  # there are flags in flags2
+
+# Flags of INIT, in flags2.
+HAS_INODE_DAX = 1 << 1  # attributes say which files are to be mapped
+
+ATTR_DAX = 1 << 1  # of Attributes.flags: map it, if the guest leaves that to us
 
 # Bits of SetattrIn.valid.
 FATTR_MODE = 1 << 0
@@ -124,6 +131,13 @@ class InitIn(Wire):
     minor: U32
     max_readahead: U32
     flags: U32
+
+
+@dataclass(frozen=True)
+class InitExtension(Wire):
+    """What follows :class:`InitIn` where its flags have INIT_EXT."""
+
+    flags2: U32
 
 
 @dataclass(frozen=True)
@@ -426,7 +440,7 @@ class RemovemappingOne(Wire):
 
 
 def attributes(st: os.stat_result) -> Attributes:
-    """A stat result as FUSE wants it."""
+    """A stat result as FUSE wants it. Every regular file is one to be mapped."""
     return Attributes(
         inode=st.st_ino,
         size=st.st_size,
@@ -443,6 +457,7 @@ def attributes(st: os.stat_result) -> Attributes:
         gid=st.st_gid,
         rdev=_device_number(st.st_rdev),
         block_size=st.st_blksize,
+        flags=ATTR_DAX if stat.S_ISREG(st.st_mode) else 0,
     )
 
 

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable, Mapping
 
 from hostfault.daxfs import directories, files, fuse, names
-from hostfault.daxfs.fuse import InHeader, InitIn, InitOut, Opcode, OutHeader
+from hostfault.daxfs.fuse import InHeader, InitExtension, InitIn, InitOut, Opcode, OutHeader
 from hostfault.daxfs.share import FuseRequest, Share
 from hostfault.daxfs.vhost_user import PeerError
 from hostfault.daxfs.wire import MalformedError
@@ -20,7 +20,9 @@ FLAGS = (
     | fuse.PARALLEL_DIROPS
     | fuse.MAX_PAGES
     | fuse.MAP_ALIGNMENT
+    | fuse.INIT_EXT
 )
+FLAGS2 = fuse.HAS_INODE_DAX
 
 Operation = Callable[[Share, FuseRequest], bytes]
 
@@ -136,8 +138,10 @@ class Session:
             raise OSError(errno.EPROTO, "")
         self._share.clear()
         self._started = theirs.major == fuse.MAJOR  # a newer one asks again in our version
-        flags = FLAGS & theirs.flags
-        self._share.log.event("init", major=theirs.major, minor=theirs.minor, flags=flags)
+        flags, flags2 = FLAGS & theirs.flags, FLAGS2 & _flags2(request, theirs)
+        self._share.log.event(
+            "init", major=theirs.major, minor=theirs.minor, flags=flags, flags2=flags2
+        )
         return InitOut(
             major=fuse.MAJOR,
             minor=min(theirs.minor, fuse.MINOR) if self._started else fuse.MINOR,
@@ -149,6 +153,7 @@ class Session:
             time_granularity=1,
             max_pages=files.MAX_IO // PAGE,
             map_alignment=MAP_ALIGNMENT,
+            flags2=flags2,
         ).encode()
 
     def _destroy(self) -> bytes:
@@ -160,6 +165,16 @@ class Session:
     def _refuse(self, request: FuseRequest, reason: str) -> None:
         header = request.header
         self._share.log.refused(reason, opcode=header.opcode, node=header.node)
+
+
+def _flags2(request: FuseRequest, init: InitIn) -> int:
+    """The second half of the flags that a guest offers. Raises MalformedError if it is not there.
+
+    Kernels before 5.17 have none.
+    """
+    if not init.flags & fuse.INIT_EXT:
+        return 0
+    return InitExtension.decode(request.body, InitIn.width()).flags2
 
 
 def fault(start: bytes) -> bytes:

@@ -24,6 +24,7 @@ MAX_PAYLOAD = 4096  # bytes; the longest message has 2056
 MAX_FDS = 8  # SET_MEM_TABLE brings one a region
 
 # Bits of GET_FEATURES: VIRTIO 1.2 section 6, and bit 30 of vhost-user.
+F_LOG_ALL = 1 << 26  # VHOST_F_LOG_ALL: log the pages that are stored to
 F_INDIRECT_DESC = 1 << 28
 F_PROTOCOL_FEATURES = 1 << 30
 F_VERSION_1 = 1 << 32
@@ -50,6 +51,7 @@ class Request(enum.IntEnum):
     SET_OWNER = 3
     RESET_OWNER = 4
     SET_MEM_TABLE = 5
+    SET_LOG_BASE = 6
     SET_VRING_NUM = 8
     SET_VRING_ADDR = 9
     SET_VRING_BASE = 10

@@ -50,6 +50,11 @@ class Guest(FrontEnd):
     def getattr(self, node: int = ROOT) -> Attributes:
         return attributes_of(self.fuse(3, node, struct.pack("<IIQ", 0, 0, 0)), 16)
 
+    def dax(self, node: int) -> bool:
+        """Whether the daemon says that this one is to be mapped (FUSE_ATTR_DAX)."""
+        reply = self.fuse(3, node, struct.pack("<IIQ", 0, 0, 0))
+        return bool(struct.unpack_from("<I", reply, 16 + 84)[0] & 1 << 1)
+
     def setattr(self, node: int, valid: int, **values: int) -> Attributes:
         names = (
             "handle size owner atime mtime ctime atime_ns mtime_ns ctime_ns mode unused uid gid "

@@ -18,6 +18,25 @@ FATTR_MTIME_NOW = 256
 AS_ROOT = os.geteuid() == 0
 
 
+def test_a_guest_that_asks_is_told_which_files_to_map(connected: Guest, shared: Path) -> None:
+    connected.start()
+    extension, inode_dax = 1 << 30, 1 << 1
+    asked = struct.pack("<16I", 7, 38, 4096, extension, inode_dax | 1, *[0] * 11)
+    flags, flags2 = struct.unpack_from("<12xI16xI", connected.fuse(26, 0, asked))
+    assert (flags, flags2) == (extension, inode_dax)
+    (shared / "file").write_bytes(b"x")
+    (shared / "directory").mkdir()
+    told = {name: connected.dax(connected.lookup(name)) for name in (b"file", b"directory")}
+    assert told == {b"file": True, b"directory": False}
+
+
+def test_a_guest_without_a_second_word_of_flags_gets_none(connected: Guest) -> None:
+    connected.start()
+    reply = connected.fuse(26, 0, struct.pack("<4I", 7, 31, 4096, (1 << 30) - 1))
+    flags, flags2 = struct.unpack_from("<12xI16xI", reply)
+    assert (flags & 1 << 30, flags2) == (0, 0)
+
+
 def test_init_offers_mappings_of_whole_pages(connected: Guest) -> None:
     connected.start()
     reply = connected.init()

@@ -163,6 +163,17 @@ def test_a_request_that_asks_for_an_answer_gets_an_error_and_life_goes_on(
     assert connected.getattr().links >= 2
 
 
+def test_a_front_end_that_wants_stores_logged_is_served_on(connected: Guest) -> None:
+    connected.start()
+    connected.init()
+    log_all, log_base = 1 << 26, 6
+    connected.send(log_base, struct.pack("<QQ", 1 << 12, 0), ack=False)
+    assert connected.number(SET_FEATURES, struct.pack("<Q", FEATURES | log_all)) == 0
+    assert connected.getattr().links >= 2
+    assert connected.number(SET_FEATURES, struct.pack("<Q", FEATURES)) == 0
+    assert connected.getattr().links >= 2
+
+
 def test_all_memory_can_come_at_once(connected: Guest) -> None:
     connected.negotiate()
     regions = b"".join(
