@@ -32,7 +32,8 @@ from hostfault.plumbing.registry import Registry
 BACKINGS: Registry[Backing] = Registry(
     "backing",
     (
-        VirtiofsDax(),
+        VirtiofsDax("virtiofs-dax", "always"),
+        VirtiofsDax("virtiofs-dax-inode", "inode"),
         Ram("ram", TmpfsFile()),
         Ram("ram-private", TmpfsFile(private=True)),
         Ram("ram-memfd", Memfd()),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from hostfault.backing import foreign
 from hostfault.backing.base import (
@@ -47,15 +48,21 @@ _NO_WINDOW = "dax can't be enabled"  # what the guest's kernel says then (fs/fus
 _START_PATIENCE = 30.0  # seconds for a QEMU that only prints something
 
 
+@dataclass(frozen=True)
 class VirtiofsDax:
-    """A file of a shared directory, mapped into the guest by FUSE DAX."""
+    """A file of a shared directory, mapped into the guest by FUSE DAX.
 
-    name = "virtiofs-dax"
+    ``dax`` is the guest's mount option: "always", or "inode", by which the back-end says of each
+    file whether it is to be mapped (Documentation/filesystems/dax.rst); ours says so of all.
+    """
+
+    name: str
+    dax: str
     abilities = frozenset(Ability) - {Ability.POOL, Ability.DISK}
     guest_modules = ("virtiofs",)
     guest_programs = ()
     guest_options = ""
-    logs: Mapping[str, str] = {
+    logs: ClassVar[Mapping[str, str]] = {
         LOG: "the back-end: `map` and `unmap` of the file; `memory`: at which guest address; "
         "of one of `--virtiofsd`: what it printed"
     }
@@ -130,7 +137,8 @@ class VirtiofsDax:
     def mount(self, agent: Agent, guest: Shell, deadline: Deadline) -> None:
         """Mount it in the guest, and check from inside that it is a DAX mount."""
         # One command, as each has a connection of its own, and to make one takes long.
-        mounted = f"mount -t virtiofs -o dax=always {TAG} {MOUNT_POINT} && cat /proc/mounts"
+        option = f"dax={self.dax}"
+        mounted = f"mount -t virtiofs -o {option} {TAG} {MOUNT_POINT} && cat /proc/mounts"
         answer = guest.run(mounted, deadline)
         if answer.code != 0:
             words = guest.run("dmesg | tail -n 5", deadline).text
@@ -147,7 +155,7 @@ class VirtiofsDax:
             )
         mounts = answer.text
         line = next((line for line in mounts.splitlines() if f" {MOUNT_POINT} " in line), "")
-        if "virtiofs" not in line or "dax=always" not in line:
+        if "virtiofs" not in line or option not in line:
             raise HostfaultError(f"the guest's mount is not a DAX mount: {line or mounts!r}")
 
     def make_page(self, agent: Agent, fill: Sequence[int | None]) -> Page:

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from hostfault.backing.base import Python
-from hostfault.backing.virtiofs_dax import DEVICE, VirtiofsDax, find_frame
+from hostfault.backing import BACKINGS, Python
+from hostfault.backing.virtiofs_dax import DEVICE, find_frame
 from hostfault.case.model import Qemu
 from hostfault.plumbing.errors import MissingCapabilityError
 
@@ -81,19 +81,19 @@ def qemu(path: Path, version: str, device: str = DEVICE) -> Qemu:
 
 @pytest.mark.parametrize("version", ["11.1.0", "11.2", "12.0.1"])
 def test_a_qemu_with_the_device_will_do(tmp_path: Path, version: str) -> None:
-    VirtiofsDax().require(qemu(tmp_path / "qemu", version), {})
+    BACKINGS["virtiofs-dax"].require(qemu(tmp_path / "qemu", version), {})
 
 
 @pytest.mark.parametrize("version", ["7.2.19", "10.2", "11.0.9"])
 def test_a_qemu_that_is_too_old_is_a_missing_capability(tmp_path: Path, version: str) -> None:
     with pytest.raises(MissingCapabilityError, match="too old for virtiofs DAX: use --qemu image"):
-        VirtiofsDax().require(qemu(tmp_path / "qemu", version), {})
+        BACKINGS["virtiofs-dax"].require(qemu(tmp_path / "qemu", version), {})
 
 
 def test_a_qemu_built_without_the_device_is_a_missing_capability(tmp_path: Path) -> None:
     other = qemu(tmp_path / "qemu", "11.1.3", "vhost-user-fs-pci")
     with pytest.raises(MissingCapabilityError, match="built without vhost-user-test-device-pci"):
-        VirtiofsDax().require(other, {})
+        BACKINGS["virtiofs-dax"].require(other, {})
 
 
 class Spawned:
@@ -115,5 +115,5 @@ class Spawned:
 def test_the_daemon_polls_where_the_cpu_is_emulated_and_nowhere_else(*, on_tcg: bool) -> None:
     agent = Spawned()
     python = Python(("python3",), {}, on_tcg=on_tcg)
-    VirtiofsDax().start(cast("Any", agent), "/run", python)
+    BACKINGS["virtiofs-dax"].start(cast("Any", agent), "/run", python)
     assert ("--poll" in agent.argv) is on_tcg

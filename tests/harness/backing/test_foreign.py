@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import pytest
 
-from hostfault.backing import BACK_END_CHILD, Python, foreign
+from hostfault.backing import BACK_END_CHILD, BACKINGS, Python, foreign
 from hostfault.backing.foreign import find_frame
-from hostfault.backing.virtiofs_dax import LOG, SHARED, SOCKET, VirtiofsDax
+from hostfault.backing.virtiofs_dax import LOG, SHARED, SOCKET
 from hostfault.case.model import PAGE_SIZE, Page
 from hostfault.host.local import local_agent
 from hostfault.plumbing.deadline import Deadline
@@ -155,7 +155,7 @@ def instead(*words: object) -> Python:
 def test_it_is_started_as_virtiofsd_is_and_listens(
     agent: Agent, place: Path, foreign_virtiofsd: Path
 ) -> None:
-    backing = VirtiofsDax()
+    backing = BACKINGS["virtiofs-dax"]
     backing.start(agent, str(place), instead(foreign_virtiofsd))
     backing.check_alive(agent)
     assert "a foreign program listens" in backing.read_logs(agent)[LOG]
@@ -174,7 +174,7 @@ def test_it_gets_its_own_options_a_socket_a_directory_and_a_tag(
 ) -> None:
     program = script(tmp_path / "program", 'printf "<%s>" "$@"; env; exit 3')
     with pytest.raises(LaunchError) as raised:
-        VirtiofsDax().start(agent, str(place), instead(program, "--cache", "not always"))
+        BACKINGS["virtiofs-dax"].start(agent, str(place), instead(program, "--cache", "not always"))
     error = raised.value
     assert error.code == 3
     words = [f"--socket-path={place}/{SOCKET}", f"--shared-dir={place}/{SHARED}", "--tag=hostfault"]
@@ -186,7 +186,7 @@ def test_one_that_cannot_be_executed_says_so(agent: Agent, place: Path, tmp_path
     (tmp_path / "program").write_text("no program\n")
     (tmp_path / "program").chmod(0o755)
     with pytest.raises(LaunchError, match="Exec format error"):
-        VirtiofsDax().start(agent, str(place), instead(tmp_path / "program"))
+        BACKINGS["virtiofs-dax"].start(agent, str(place), instead(tmp_path / "program"))
 
 
 def test_one_that_never_listens_is_given_up(
@@ -195,7 +195,7 @@ def test_one_that_never_listens_is_given_up(
     monkeypatch.setattr(foreign, "PATIENCE", 0.3)
     program = script(tmp_path / "program", "echo thinking; exec sleep 1000")
     with pytest.raises(DeadlineError, match="thinking"):
-        VirtiofsDax().start(agent, str(place), instead(program))
+        BACKINGS["virtiofs-dax"].start(agent, str(place), instead(program))
     assert agent.ended(BACK_END_CHILD) is None
 
 
@@ -220,4 +220,4 @@ def test_one_without_a_window_is_told_from_other_trouble(
     agent: Agent, log: str, kind: type[HostfaultError]
 ) -> None:
     with pytest.raises(kind):
-        VirtiofsDax().mount(agent, cast("Any", Guest(log)), Deadline(5.0, "the mount"))
+        BACKINGS["virtiofs-dax"].mount(agent, cast("Any", Guest(log)), Deadline(5.0, "the mount"))
