@@ -212,6 +212,31 @@ def punch_hole(fd: int, at: int, length: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def soft_offline(fd: int, at: int) -> tuple[int, int]:
+    """Have the kernel move a page of a file to another frame (madvise(2), MADV_SOFT_OFFLINE).
+
+    Needs CAP_SYS_ADMIN; the machine does not use the old frame again. Returns the frame before and
+    after. Raises OSError.
+    """
+    madv_soft_offline = 101
+    size = os.sysconf("SC_PAGESIZE")
+    with mmap.mmap(fd, size, offset=at) as page:
+        before = _frame_of(page)
+        page.madvise(madv_soft_offline)
+        return before, _frame_of(page)
+
+
+def _frame_of(page: mmap.mmap) -> int:
+    """In which frame of the machine a mapped page is (pagemap.rst); 0: we may not know. OSError."""
+    page[0]  # so that it is mapped
+    view = ctypes.c_char.from_buffer(page)
+    number = ctypes.addressof(view) // os.sysconf("SC_PAGESIZE")
+    del view  # a mapping that is looked at can't be closed
+    with open("/proc/self/pagemap", "rb", buffering=0) as stream:  # noqa: PTH123 (8 bytes alone)
+        entry = os.pread(stream.fileno(), 8, number * 8)
+    return int.from_bytes(entry, "little") & ((1 << 55) - 1)
+
+
 def poison(fd: int, at: int) -> None:
     """Mark the page of a file at an offset as broken hardware (madvise(2), MADV_HWPOISON).
 

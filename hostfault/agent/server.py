@@ -36,6 +36,7 @@ from hostfault.agent.filesystems import (
     leave_mount_namespace,
     poison,
     punch_hole,
+    soft_offline,
     type_of,
     write_at,
 )
@@ -182,6 +183,14 @@ class AgentServer(ChildMemory):
         """Mark a page of a file that was made as broken hardware; where :meth:`may_hurt` only."""
         self._check_may_hurt()
         poison(self._files.fd(path), at)
+
+    def soft_offline(self, path: str, at: int) -> list[int]:
+        """Have a page of a file that was made moved; where :meth:`may_hurt` only.
+
+        Returns the machine's frame of the page before and after.
+        """
+        self._check_may_hurt()
+        return list(soft_offline(self._files.fd(path), at))
 
     def change_name(self, path: str, how: str) -> int:
         """Rename, unlink or replace a file that was made. Returns the inode of its name now."""

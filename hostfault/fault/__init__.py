@@ -6,7 +6,7 @@ from hostfault.fault.eio import DiskError
 from hostfault.fault.full import Full
 from hostfault.fault.guest import GuestTruncation
 from hostfault.fault.hugetlb_empty import HugetlbEmpty
-from hostfault.fault.hwpoison import HardwarePoison
+from hostfault.fault.hwpoison import HardwarePoison, SoftOffline
 from hostfault.fault.limit import HugePageLimit, MemoryLimit
 from hostfault.fault.names import NameChange
 from hostfault.fault.none import NoFault
@@ -31,6 +31,7 @@ FAULTS: Registry[Fault] = Registry(
         Punch(),
         Starved(),
         HardwarePoison(),
+        SoftOffline(),
         UserfaultPoison(),
         UserfaultServer("uffd-served", "answers"),
         UserfaultServer("uffd-dead", "hangs"),

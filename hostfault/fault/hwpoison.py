@@ -1,4 +1,4 @@
-"""The host's memory has an error in the page, which the kernel has been told of."""
+"""The host's memory is bad in the page, or will be: the kernel has been told of it."""
 
 from __future__ import annotations
 
@@ -40,3 +40,40 @@ class HardwarePoison:
     def expected(self, access: Access, was: int, stored: int) -> int | None:
         """Nobody can have what the page held."""
         return None
+
+
+class SoftOffline:
+    """madvise(2) with MADV_SOFT_OFFLINE: the kernel moves the page to another frame, unharmed.
+
+    What a host does about a page whose memory has had errors that could be corrected. The old
+    frame is lost to the machine.
+    """
+
+    name = "soft-offline"
+    needs = frozenset({Ability.HOST_PAGE})
+    takes_page = True
+    control = True
+    starts_as_hole = False
+    undoable = False
+
+    def inject(self, scene: Scene) -> None:
+        """Have it moved, and check that it is somewhere else, and what it was."""
+        agent, page = scene.agent, scene.page
+        if not agent.may_hurt():
+            raise MissingCapabilityError(
+                "emulated-host", "soft-offline costs a machine a page: use --host emulated"
+            )
+        held = agent.byte(page.path, page.offset)
+        before, after = agent.soft_offline(page.path, page.offset)
+        if before == after or not after:
+            raise HostfaultError(f"the page was not moved: from frame {before:#x} to {after:#x}")
+        found = agent.byte(page.path, page.offset)
+        if found != held:
+            raise HostfaultError(f"the page held {held!r}, and holds {found!r} since it was moved")
+
+    def undo(self, scene: Scene) -> None:
+        """Nothing: nothing is lost."""
+
+    def expected(self, access: Access, was: int, stored: int) -> int | None:
+        """What it held, or what was written since."""
+        return stored if access.writes else was

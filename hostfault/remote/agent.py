@@ -182,6 +182,14 @@ class Agent:
         """Mark the page of a file at an offset as broken hardware; see :meth:`may_hurt`."""
         self._ask("poison", path=path, at=at)
 
+    def soft_offline(self, path: str, at: int) -> tuple[int, int]:
+        """Have the kernel take a page's frame out of use and move what it holds to another.
+
+        Returns the machine's frame of the page before and after. See :meth:`may_hurt`.
+        """
+        before, after = self._ask("soft_offline", path=path, at=at)
+        return int(before), int(after)
+
     def poison_mapping(self, name: str, address: int, length: int) -> bool:
         """Let a range of a child's memory, which has no page yet, be poisoned (UFFDIO_POISON).
 

@@ -185,8 +185,11 @@ def test_this_machine_is_never_hurt(scene: Scene) -> None:
         scene.agent.mount_disk("own", 1 << 20)
     with pytest.raises(MissingCapabilityError, match="emulated-host: hwpoison costs a machine"):
         FAULTS["hwpoison"].inject(scene)
-    with pytest.raises(HostfaultError, match="not to be hurt"):
-        scene.agent.poison(FILE, 0)
+    with pytest.raises(MissingCapabilityError, match="emulated-host: soft-offline costs"):
+        FAULTS["soft-offline"].inject(scene)
+    for hurt in (scene.agent.poison, scene.agent.soft_offline):
+        with pytest.raises(HostfaultError, match="not to be hurt"):
+            hurt(FILE, 0)
     for name in ("uffd-poison", "uffd-dead", "memcg-oom", "hugetlb-limit", "swapin-error"):
         with pytest.raises(MissingCapabilityError, match=r"emulated-host: .*use --host emulated"):
             FAULTS[name].inject(scene)
