@@ -26,17 +26,27 @@ class Probe:
         self._ended = False
 
     def request(
-        self, view: GuestView, access: str, stored: int, *, page_first: bool, seed: int = 0
+        self,
+        view: GuestView,
+        access: str,
+        stored: int,
+        *,
+        page_first: bool,
+        seed: int = 0,
+        task: str = "",
     ) -> None:
         """Tell it what to touch, and how; what it leaves to chance follows from ``seed``.
+
+        ``task`` is on which vCPUs its task is to be: "pinned" to one, "migrating", "" for any.
 
         ``page_first`` lets it touch the page itself before it waits for the word, else the first
         page of the range.
         """
+        place = f" --task {task}" if task else ""
         self._channel.say(
             f"--file {view.path} --start {view.start} --length {view.length} "
             f"--offset {view.offset} --first {view.offset if page_first else 0} "
-            f"--access {access} --value {stored} --seed {seed}"
+            f"--access {access} --value {stored} --seed {seed}{place}"
         )
 
     def arm(self, deadline: Deadline) -> None:

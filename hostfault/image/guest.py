@@ -121,7 +121,8 @@ def compile_c(
 
 
 def _probe_sources() -> list[Path]:
-    return [PROBE_SOURCES / "probe.c", *sorted((PROBE_SOURCES / "access").glob("*.c"))]
+    mains = [PROBE_SOURCES / "probe.c", PROBE_SOURCES / "task.c"]
+    return [*mains, *sorted((PROBE_SOURCES / "access").glob("*.c"))]
 
 
 def probe_source_hash() -> str:

@@ -2,7 +2,7 @@
  * probe: the guest task that touches a page.
  *
  *   probe --file PATH [--start N] --length BYTES --offset N [--first N] --access NAME [--value BYTE]
- *         [--seed N]
+ *         [--seed N] [--task pinned|migrating]
  *   probe --wait
  *
  * With --wait it takes these options from the first line of its standard input, without quotes: so
@@ -11,7 +11,8 @@
  * It maps BYTES of PATH (shared) from N on, touches the byte at --first of the mapping once, waits
  * for a line "go" on its standard input, touches the byte at --offset, by exactly one instruction or
  * one system call, and says what became of it. --first is --offset unless it is given. No other
- * page of the mapping is touched.
+ * page of the mapping is touched. With --task it stays on the last vCPU, or another process moves it
+ * from one vCPU to the next every two milliseconds, from before it maps the file.
  *
  * Each line of its output is a JSON object with a "step"; addresses are text in hexadecimal:
  *
@@ -58,6 +59,7 @@ struct request {
 	unsigned long length;
 	const struct access *access;
 	unsigned int value;
+	const char *task;
 };
 
 unsigned long probe_seed;
@@ -125,12 +127,14 @@ static int parse(int count, char **words, struct request *request)
 		{ "access", required_argument, NULL, 'a' },
 		{ "value", required_argument, NULL, 'v' },
 		{ "seed", required_argument, NULL, 'r' },
+		{ "task", required_argument, NULL, 't' },
 		{ NULL, 0, NULL, 0 },
 	};
 	unsigned long value = 0;
 	int option, fine = 1;
 
 	request->first = ~0UL;
+	request->task = "";
 
 	while ((option = getopt_long(count, words, "", options, NULL)) != -1) {
 		switch (option) {
@@ -157,6 +161,9 @@ static int parse(int count, char **words, struct request *request)
 			break;
 		case 'r':
 			fine &= parse_number(optarg, ~0U, &probe_seed);
+			break;
+		case 't':
+			request->task = optarg;
 			break;
 		default:
 			return 0;
@@ -220,6 +227,8 @@ static int run(const struct request *request)
 	int file, code;
 
 	printf("{\"step\":\"started\",\"pid\":%d}\n", getpid());
+	if (place_task(request->task))
+		return failed("place_task");
 	file = open(request->file, O_RDWR | O_CLOEXEC);
 	if (file < 0)
 		return failed("open");
@@ -281,7 +290,8 @@ int main(int count, char **words)
 	}
 	if (!parse(count, words, &request)) {
 		fprintf(stderr, "usage: probe --wait | --file PATH [--start N] --length BYTES --offset N "
-				"[--first N] --access NAME [--value BYTE] [--seed N]; offsets are less than BYTES; "
+				"[--first N] --access NAME [--value BYTE] [--seed N] "
+				"[--task pinned|migrating]; offsets are less than BYTES; "
 				"accesses:");
 		for (const struct access *each = __start_accesses; each < __stop_accesses; each++)
 			fprintf(stderr, " %s", each->name);

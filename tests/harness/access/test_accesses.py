@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -15,6 +17,7 @@ from hostfault.access import ACCESSES, Access
 from hostfault.agent.wire import Echo
 from hostfault.image.guest import build_probe
 from hostfault.plumbing.cache import Cache
+from hostfault.plumbing.deadline import Deadline, poll
 from hostfault.plumbing.errors import UsageError
 
 
@@ -97,3 +100,65 @@ def test_a_core_takes_no_other_page_of_the_mapping(probe: Path) -> None:
 def test_a_name_that_is_unknown_is_told_what_there_is() -> None:
     with pytest.raises(UsageError, match=r"'fetch'.* load, store, read, write"):
         ACCESSES["fetch"]
+
+
+@contextmanager
+def armed(probe: Path, file: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A probe that has touched the page once and waits for the word."""
+    file.write_bytes(bytes(8192))
+    line = [probe, "--file", file, "--length", "8192", "--offset", "4", "--access", "load", *words]
+    with subprocess.Popen(line, stdin=PIPE, stdout=PIPE, text=True) as child:
+        assert child.stdout is not None
+        said = [json.loads(child.stdout.readline())["step"] for _ in range(4)]
+        assert said == ["started", "mapped", "first-touch", "armed"]
+        yield child
+        out, _ = child.communicate("go\n", timeout=30)
+        assert "done" in out
+
+
+def cpu_of(pid: int) -> int:
+    """Where a task has run last (proc(5), stat)."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[36])
+
+
+needs_two = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU has no other")
+
+
+@needs_two
+def test_a_task_that_is_pinned_stays_on_the_last_cpu(probe: Path, tmp_path: Path) -> None:
+    with armed(probe, tmp_path / "file", "--task", "pinned") as child:
+        last = max(os.sched_getaffinity(0))
+        assert os.sched_getaffinity(child.pid) == {last}
+        assert cpu_of(child.pid) == last
+
+
+@needs_two
+def test_a_task_that_migrates_is_moved_until_it_ends_and_nothing_is_left(
+    probe: Path, tmp_path: Path
+) -> None:
+    with armed(probe, tmp_path / "file", "--task", "migrating") as child:
+        (mover,) = children_of(child.pid)
+        seen: set[frozenset[int]] = set()
+
+        def moved() -> bool | None:
+            seen.add(frozenset(os.sched_getaffinity(child.pid)))
+            return len(seen) > 1 or None
+
+        poll(Deadline(10.0, "the task to be moved"), moved, interval=0.001)
+        assert all(len(where) == 1 for where in seen)
+    gone = Deadline(10.0, "whoever moved the task to end")
+    poll(gone, lambda: not Path(f"/proc/{mover}/cmdline").exists() or None, interval=0.01)
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_task_cannot_be_placed_by_a_word_that_means_nothing(probe: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(8192))
+    line = [probe, "--file", file, "--length", "8192", "--offset", "4", "--access", "load"]
+    done = subprocess.run([*line, "--task", "lost"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert json.loads(done.stdout.splitlines()[-1])["call"] == "place_task"
