@@ -20,6 +20,7 @@ from typing import Any
 
 PAGE_SIZE = 4096
 STOCK = "stock"  # the VMM as it is
+PLAIN = "plain"  # a case under no condition in particular
 
 
 # --- kernel and image ---------------------------------------------------------------------
@@ -77,6 +78,7 @@ class Scenario:
     access: str  # a name of hostfault.access
     async_pf: bool  # False: the guest is booted with no-kvmapf
     vcpus: int = 1
+    condition: str = PLAIN  # a name of hostfault.condition
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from hostfault.case.model import RecoveryKind, Scenario, VerdictKind
+from hostfault.case.model import PLAIN, RecoveryKind, Scenario, VerdictKind
 from hostfault.matrix.compare import pairs
 from hostfault.matrix.result import ERROR, CellResult, Run, cells_of, has_page, is_right
 from hostfault.plugin.cases import case_id
@@ -135,8 +135,10 @@ def lines(runs: Sequence[Run]) -> list[AlikeCells]:
 
 def configuration_of(cell: Scenario) -> str:
     """What kind of guest, as in a case's id."""
-    word = "apf" if cell.async_pf else "noapf"
-    return word if cell.vcpus == 1 else f"{word}, {cell.vcpus} vCPUs"
+    words = ["apf" if cell.async_pf else "noapf"]
+    words += [f"{cell.vcpus} vCPUs"] * (cell.vcpus != 1)
+    words += [cell.condition] * (cell.condition != PLAIN)
+    return ", ".join(words)
 
 
 def _answer(run: Run, cell: Scenario) -> str:
@@ -214,12 +216,12 @@ def _where(results: Iterable[CellResult]) -> str:
 
 
 def _impossible(matrix: Matrix) -> str:
-    rows = ["| backing | fault | access | why not |", "|---|---|---|---|"]
+    rows = ["| backing | fault | access | condition | why not |", "|---|---|---|---|---|"]
     for each in matrix.impossible:
-        parts = (each.backings, each.faults, each.accesses)
+        parts = (each.backings, each.faults, each.accesses, each.conditions)
         words = (", ".join(sorted(part)) or "any" for part in parts)
         rows.append(f"| {' | '.join(words)} | {each.reason} |")
     for thing in matrix.absent:
         place = [f"no `{thing.name}`" if kind == thing.kind else "" for kind in KINDS]
-        rows.append(f"| {' | '.join(place)} | {thing.reason} |")
+        rows.append(f"| {' | '.join(place)} | | {thing.reason} |")
     return "\n".join([*rows, ""])

@@ -113,7 +113,7 @@ def _run(kernel: str, entry: Mapping[str, Any]) -> Run:
 
 def _result(entry: Mapping[str, Any]) -> CellResult:
     parts = [field.name for field in dataclasses.fields(Scenario)]
-    scenario = Scenario(**{part: entry[part] for part in parts})
+    scenario = Scenario(**{part: entry[part] for part in parts if part in entry})
     rest = {name: value for name, value in entry.items() if name not in parts}
     return CellResult(scenario, **rest)
 

@@ -8,7 +8,7 @@ import pytest
 
 from hostfault.access import ACCESSES
 from hostfault.backing import BACKINGS
-from hostfault.case.model import Scenario
+from hostfault.case.model import PLAIN, Scenario
 from hostfault.case.record import Record
 from hostfault.fault import FAULTS, require
 from hostfault.plumbing.errors import UsageError
@@ -51,6 +51,8 @@ def case_id(scenario: Scenario) -> str:
     parts.append("apf" if scenario.async_pf else "noapf")
     if scenario.vcpus != 1:
         parts.append(f"{scenario.vcpus}vcpus")
+    if scenario.condition != PLAIN:
+        parts.append(scenario.condition)
     return "-".join(parts)
 
 

@@ -13,15 +13,18 @@ import covertable
 
 from hostfault.access import ACCESSES
 from hostfault.backing import BACKINGS
-from hostfault.case.model import Scenario
+from hostfault.case.model import PLAIN, Scenario
+from hostfault.condition import CONDITIONS
 from hostfault.fault import FAULTS, require
 from hostfault.plumbing.errors import UsageError
 from hostfault.plumbing.project import PROJECT
+from hostfault.plumbing.registry import Registry
 
 MATRIX = PROJECT / "ci" / "matrix.toml"
 DEFAULT = "quick"
 KINDS = ("backing", "fault", "access")  # of what there is
-PARTS = ("backings", "faults", "accesses", "async_pf", "vcpus")  # of a cell, in this order
+PARTS = ("backings", "faults", "accesses", "async_pf", "vcpus", "conditions")  # of a cell, in order
+NAMED = ("backings", "faults", "accesses", "conditions")  # of what an impossible cell is told by
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,13 @@ class Impossible:
     backings: frozenset[str]
     faults: frozenset[str]
     accesses: frozenset[str]
+    conditions: frozenset[str]
     reason: str  # one line
 
-    def covers(self, scenario: Scenario) -> bool:
-        """Whether it is about this cell."""
-        named = (
-            (self.backings, scenario.backing),
-            (self.faults, scenario.fault),
-            (self.accesses, scenario.access),
-        )
-        return all(not names or name in names for names, name in named)
+    def covers(self, *cell: str) -> bool:
+        """Whether it is about this cell: its backing, fault, access and condition."""
+        named = (self.backings, self.faults, self.accesses, self.conditions)
+        return all(not names or one in names for names, one in zip(named, cell, strict=True))
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,14 @@ class Matrix:
 
     def why_not(self, scenario: Scenario) -> str:
         """Why a cell cannot exist; "" if it can."""
-        reason = require(FAULTS[scenario.fault], BACKINGS[scenario.backing])
-        reasons = (each.reason for each in self.impossible if each.covers(scenario))
-        return reason or next(reasons, "")
+        parts = (scenario.backing, scenario.fault, scenario.access, scenario.condition)
+        return self._never(*parts) or _too_few(scenario.condition, scenario.vcpus)
+
+    def _never(self, backing: str, fault: str, *more: str) -> str:
+        """The same of every guest; ``more`` is an access and a condition."""
+        cell = (backing, fault, *more)
+        reasons = (each.reason for each in self.impossible if each.covers(*cell))
+        return require(FAULTS[fault], BACKINGS[backing]) or next(reasons, "")
 
     def scenarios(self, name: str) -> tuple[Scenario, ...]:
         """The cells of a set, each once, in the order in which the registries have their parts.
@@ -107,13 +112,20 @@ class Matrix:
 
     def _pairwise(self, choices: Sequence[Sequence[Any]]) -> Iterator[Scenario]:
         """As few cells as cover every pair that can exist; the same ones each time."""
-        possible = {
-            "operator": "fn",
-            "requires": list(PARTS[:3]),
-            "evaluate": lambda row: not self.why_not(_scenario(row[part] for part in PARTS[:3])),
-        }
+        constraints = [
+            {
+                "operator": "fn",
+                "requires": [*NAMED],
+                "evaluate": lambda row: not self._never(*(row[part] for part in NAMED)),
+            },
+            {
+                "operator": "fn",
+                "requires": ["vcpus", "conditions"],
+                "evaluate": lambda row: not _too_few(row["conditions"], row["vcpus"]),
+            },
+        ]
         factors = dict(zip(PARTS, map(list, choices), strict=True))
-        for row in covertable.make(factors, strength=2, constraints=[possible]):
+        for row in covertable.make(factors, strength=2, constraints=constraints):
             yield _scenario(row[part] for part in PARTS)
 
 
@@ -141,10 +153,10 @@ def _block(entry: Mapping[str, Any]) -> Block:
 
 
 def _impossible(entry: Mapping[str, Any]) -> Impossible:
-    _check_words(entry, {"backings", "faults", "accesses", "reason"})
+    _check_words(entry, {*NAMED, "reason"})
     _check_names(entry)
-    backings, faults, accesses = (frozenset(entry.get(part, ())) for part in PARTS[:3])
-    return Impossible(backings, faults, accesses, entry["reason"])
+    named = {part: frozenset[str](entry.get(part, ())) for part in NAMED}
+    return Impossible(**named, reason=entry["reason"])
 
 
 def _absent(entry: Mapping[str, Any]) -> Absent:
@@ -166,6 +178,7 @@ def _everything() -> dict[str, Sequence[Any]]:
         "accesses": [each.name for each in ACCESSES],
         "async_pf": [True, False],
         "vcpus": [1],
+        "conditions": [PLAIN],
     }
 
 
@@ -175,8 +188,14 @@ def _check_words(entry: Mapping[str, Any], known: Iterable[str]) -> None:
 
 
 def _check_names(entry: Mapping[str, Any]) -> None:
-    """Raise :class:`UsageError` for a backing, a fault or an access that there is not."""
-    for part, known in (("backings", BACKINGS), ("faults", FAULTS), ("accesses", ACCESSES)):
+    """Raise :class:`UsageError` for a backing, a fault, ... that there is not."""
+    registries: Mapping[str, Registry[Any]] = {
+        "backings": BACKINGS,
+        "faults": FAULTS,
+        "accesses": ACCESSES,
+        "conditions": CONDITIONS,
+    }
+    for part, known in registries.items():
         for name in entry.get(part, ()):
             known[name]
 
@@ -186,19 +205,25 @@ def _product(choices: Sequence[Sequence[Any]]) -> Iterator[Scenario]:
 
 
 def _scenario(parts: Iterable[Any]) -> Scenario:
-    backing, fault, access, *configuration = parts
-    async_pf, vcpus = configuration or (True, 1)
-    return Scenario(backing, fault, access, async_pf, vcpus)
+    backing, fault, access, async_pf, vcpus, condition = parts
+    return Scenario(backing, fault, access, async_pf, vcpus, condition)
+
+
+def _too_few(condition: str, vcpus: int) -> str:
+    """Why a condition means nothing with so few vCPUs; "" if it does."""
+    least = CONDITIONS[condition].least_vcpus
+    return f"{condition} needs {least} vCPUs" if vcpus < least else ""
 
 
 def _rank(scenario: Scenario) -> tuple[object, ...]:
     """The place of a cell in a set: its configuration first, so that each is booted once."""
     faults, accesses = [each.name for each in FAULTS], [each.name for each in ACCESSES]
-    backings = [each.name for each in BACKINGS]
+    backings, conditions = [each.name for each in BACKINGS], [each.name for each in CONDITIONS]
     return (
         backings.index(scenario.backing),
         scenario.vcpus,
         not scenario.async_pf,
+        conditions.index(scenario.condition),
         faults.index(scenario.fault),
         accesses.index(scenario.access),
     )

@@ -13,6 +13,7 @@ from typing import Any
 from hostfault.access import ACCESSES
 from hostfault.backing import NUMBER, PAGES
 from hostfault.case.model import PAGE_SIZE, Scenario, Terms
+from hostfault.condition import CONDITIONS
 from hostfault.fault import FAULTS, Scene, require
 from hostfault.guest import boot, disk, hotplug, probe, wire
 from hostfault.host.testbed import HostLife, Testbed
@@ -91,6 +92,8 @@ def arm(testbed: Testbed, scenario: Scenario, seed: int = 0) -> Armed:
     fill = list(PATTERN)
     if fault.starts_as_hole:
         fill[NUMBER] = None
+    condition = CONDITIONS[scenario.condition]
+    condition.begin(testbed)
     liveness = Liveness(testbed.guest, testbed.slowness)
     liveness.ask()
     counted_by = start_tracing(testbed.agent)
@@ -100,11 +103,12 @@ def arm(testbed: Testbed, scenario: Scenario, seed: int = 0) -> Armed:
     if access.device:
         found = testbed.deadline(hotplug.PATIENCE, f"the guest to find its {access.device}")
         _DEVICES[access.device](testbed.agent, testbed.recorder, testbed.guest, found)
-    task.request(view, access.name, STORED, page_first=page_first, seed=seed)
+    task.request(view, access.name, STORED, page_first=page_first, seed=seed, task=condition.task)
     # The guest has enough to do now: meanwhile, what does not depend on it.
     running = Running.on(testbed.agent)
     wait_armed(task, testbed.host, testbed.deadline(ARMING, "the probe to touch and be armed"))
     gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
+    condition.prove(testbed, gfn)
     first_gfn = gfn if page_first else gfn - view.offset // PAGE_SIZE
     if access.by_device:
         log.info("no touch by a device is one that KVM sees")

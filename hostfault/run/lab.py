@@ -27,6 +27,7 @@ from hostfault.case.model import (
 from hostfault.case.record import LabFacts, Record
 from hostfault.case.settings import PRELOADED, Settings
 from hostfault.case.verdict import final_verdict
+from hostfault.condition import CONDITIONS
 from hostfault.guest.policy import VmmPolicy
 from hostfault.host.bochs import CPU as BOCHS_CPU
 from hostfault.host.choice import Choice, MachineFacts, choose, forced
@@ -142,6 +143,7 @@ class Lab:
             observation = observe(testbed, armed)  # injects the fault, gives the word, samples
             testbed.watch.lap("touch to verdict")
             _keep(observation, folder)
+            CONDITIONS[scenario.condition].prove_held(testbed, observation)
             log.info("ending the guest")
         testbed.watch.lap("tear-down")
         return Record(

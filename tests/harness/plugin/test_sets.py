@@ -13,6 +13,7 @@ import pytest
 from hostfault.access import ACCESSES
 from hostfault.backing import BACKINGS
 from hostfault.case.model import Scenario
+from hostfault.condition import CONDITIONS
 from hostfault.fault import FAULTS, require
 from hostfault.plugin import sets
 from hostfault.plugin.cases import case_id
@@ -66,17 +67,19 @@ def test_what_cannot_be_is_in_no_set_and_has_a_reason(matrix: sets.Matrix) -> No
     gone = Scenario("virtiofs-dax", "zero", "cross", async_pf=True)
     assert matrix.why_not(gone) in {entry.reason for entry in matrix.impossible}
     assert "cannot have the fault guest" in matrix.why_not(Scenario("ram", "guest", "load", True))
+    alone = Scenario("ram", "zero", "load", True, vcpus=1, condition="migrating")
+    assert matrix.why_not(alone) == "migrating needs 2 vCPUs"
 
 
 def test_every_reason_is_still_needed(matrix: sets.Matrix) -> None:
-    names = ([e.name for e in BACKINGS], [e.name for e in FAULTS], [e.name for e in ACCESSES])
+    names = [[each.name for each in kind] for kind in (BACKINGS, FAULTS, ACCESSES, CONDITIONS)]
     able = [
-        Scenario(*parts, async_pf=True)
-        for parts in itertools.product(*names)
-        if not require(FAULTS[parts[1]], BACKINGS[parts[0]])
+        (backing, fault, *more)
+        for backing, fault, *more in itertools.product(*names)
+        if not require(FAULTS[fault], BACKINGS[backing])
     ]
     for entry in matrix.impossible:
-        assert any(entry.covers(cell) for cell in able), entry.reason
+        assert any(entry.covers(*parts) for parts in able), entry.reason
 
 
 def test_what_is_absent_has_a_reason_and_is_not_there(tmp_path: Path) -> None:
