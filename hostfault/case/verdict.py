@@ -395,9 +395,14 @@ def _host_saw_the_access(observation: Observation) -> bool:
 def _signal(
     observation: Observation, outcome: Outcome, evidence: tuple[str, ...]
 ) -> Verdict | None:
-    """A task error, if it is the kernel's signal for that access and not one that was sent."""
+    """A task error, if it is the kernel's signal for that access and not one that was sent.
+
+    What ties it to the access is an address in the page, its instruction, or an instruction that
+    lies in the page: a guest's kernel that has no struct page for it names no address.
+    """
     probe = observation.probe
-    same_page = outcome.address // PAGE_SIZE == probe.address // PAGE_SIZE
+    page = probe.address // PAGE_SIZE
+    same_page = page in (outcome.address // PAGE_SIZE, outcome.rip // PAGE_SIZE)
     same_instruction = probe.rip != 0 and outcome.rip == probe.rip
     sent_by_a_task = outcome.code <= 0  # SI_USER and its kin: see sigaction(2)
     if sent_by_a_task or not (same_page or same_instruction):

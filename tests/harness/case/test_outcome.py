@@ -111,6 +111,13 @@ def test_a_signal_from_the_touching_instruction_needs_no_address() -> None:
     assert kind_of(quiet(Outcome("signal", 11, 0x80, 0, RIP))) is VerdictKind.TASK_ERROR
 
 
+@pytest.mark.parametrize(("rip", "its"), [(ADDRESS + 16, True), (ADDRESS + 4096, False)])
+def test_a_signal_from_an_instruction_in_the_page_needs_no_address(rip: int, its: bool) -> None:
+    seen = quiet(Outcome("signal", SIGBUS, 0x80, 0, rip))
+    fetched = dataclasses.replace(seen, probe=dataclasses.replace(seen.probe, rip=0))
+    assert kind_of(fetched) is (VerdictKind.TASK_ERROR if its else None)
+
+
 @pytest.mark.parametrize(
     "outcome",
     [
