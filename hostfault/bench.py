@@ -4,12 +4,14 @@ Cold starts from an empty cache of its own (the network is used), warm from what
 With ``--step`` instead: what a step of a bisection takes, from source to verdict. The steps share
 one cache that is empty at first, so the first one also pays for the build root and its base.
 ``whole:tree:PATH`` builds the whole kernel where KVM alone would do, to compare the two ways.
+With ``--set`` instead: how many cases of a set an hour has, and on what it is spent.
 With ``--boots`` instead: how many boots of each catalogued kernel fail as emulated host, and why.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import sys
 import tempfile
@@ -23,6 +25,8 @@ from hostfault.kernel import catalog, resolve
 from hostfault.kernel.build import read_tree
 from hostfault.kernel.buildroot import build_root, suite_for
 from hostfault.kernel.whole import whole_kernel
+from hostfault.plugin import sets
+from hostfault.plugin.cases import case_id
 from hostfault.plumbing.cache import Cache
 from hostfault.plumbing.deadline import now, wall_clock
 from hostfault.plumbing.errors import HostfaultError
@@ -137,6 +141,57 @@ def bench_steps(kernels: Sequence[str], cpu: str) -> int:
     return 0
 
 
+def bench_set(kernel: str | None, name: str, cpu: str) -> int:
+    """Run the cells of a set one after another and print where the time goes; 1: some had none."""
+    try:
+        cells = sets.load().scenarios(name)
+        with tempfile.TemporaryDirectory(prefix="hostfault-bench-") as place, heard_by(_say):
+            settings = Settings(host="emulated", cpu=cpu, host_kernel=kernel)
+            with Lab(settings) as lab:
+                lab.facts()
+                began = now()
+                runs = [_cell(lab, cell, Path(place) / case_id(cell)) for cell in cells]
+                took = now() - began
+    except HostfaultError as error:
+        print(f"ci/bench: {error}", file=sys.stderr)
+        return 3
+    print(set_table(name, runs, took))
+    return int(any(not run for run in runs))
+
+
+def _cell(lab: Lab, cell: Scenario, folder: Path) -> Mapping[str, float]:
+    """Seconds of each phase of one case; empty if it came to no verdict. No evidence is kept."""
+    try:
+        return lab.run("bench", cell, folder).phases
+    except HostfaultError as error:
+        _say(f"{case_id(cell)}: {error}")
+        return {}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_table(name: str, runs: Sequence[Mapping[str, float]], took: float) -> str:
+    """A line for each phase: seconds in all, what part of ``took`` that is, and the median.
+
+    What is not of a phase is told as the last.
+    """
+    good = [run for run in runs if run]
+    names = {phase for run in good for phase in run}
+    total = {phase: sum(run.get(phase, 0.0) for run in good) for phase in names}
+    total["else"] = took - sum(total.values())
+    middle = medians(good)
+    lines = [
+        f"set {name}: {len(runs)} cases in {took:.0f} s, {3600 * len(runs) / took:,.0f} an hour; "
+        f"{len(runs) - len(good)} without a verdict",
+        f"{'seconds':20}{'in all':>9}{'part':>8}{'median':>9}",
+    ]
+    known = [phase for phase in ORDER if phase in total]
+    for phase in [*known, *sorted(total.keys() - set(ORDER))]:
+        each = f"{middle[phase]:9.2f}" if phase in middle else f"{'-':>9}"
+        lines.append(f"{phase:20}{total[phase]:9.1f}{total[phase] / took:8.0%}{each}")
+    return "\n".join(lines)
+
+
 def bench_boots(kernels: Sequence[str], count: int, cpu: str) -> int:
     """Boot each kernel so often and print the table; returns the exit code: 1 if a boot failed."""
     moment = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(wall_clock()))
@@ -174,11 +229,17 @@ def _parser() -> argparse.ArgumentParser:
         "exit code 1 if a boot failed",
     )
     parser.add_argument(
+        "--set",
+        metavar="NAME",
+        help="run a set of ci/matrix.toml on an emulated host instead; exit code 1 if a case came "
+        "to no verdict",
+    )
+    parser.add_argument(
         "--host-kernel",
         action="append",
         default=[],
         metavar="KERNEL",
-        help="with --boots: this kernel alone; may be repeated",
+        help="with --boots or --set: this kernel alone; may be repeated with --boots",
     )
     return parser
 
@@ -188,6 +249,8 @@ def main(words: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
     if options.boots > 0:
         return bench_boots(options.host_kernel, options.boots, options.cpu)
+    if options.set:
+        return bench_set(next(iter(options.host_kernel), None), options.set, options.cpu)
     if options.step:
         return bench_steps(options.step, options.cpu)
     settings = Settings(host=options.host, cpu=options.cpu)

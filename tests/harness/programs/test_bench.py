@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hostfault import bench
-from hostfault.bench import medians, steps_table, table
+from hostfault.bench import medians, set_table, steps_table, table
 from hostfault.case.settings import CPUS, Settings
 from hostfault.kernel.buildroot import BuildRoot
 from hostfault.kernel.kvm_only import Base
@@ -52,6 +52,22 @@ def test_a_step_is_shown_with_its_build_its_boot_and_all() -> None:
     phases = {"build": 40.0, "host boot": 6.0, "guest boot": 9.0, "touch to verdict": 1.0}
     lines = steps_table({"7.3.4+fail-at-once": {**phases, "all": 60.0}}).splitlines()
     assert lines[1].split() == ["7.3.4+fail-at-once", "40.0", "15.0", "1.0", "60.0"]
+
+
+def test_a_set_is_told_with_its_cases_an_hour_and_where_the_time_goes() -> None:
+    runs = [{"restore": 0.5, "arm": 1.0}, {"restore": 0.7, "arm": 2.0}, {}]
+    first, _, *lines = set_table("quick", runs, 6.0).splitlines()
+    assert first == "set quick: 3 cases in 6 s, 1,800 an hour; 1 without a verdict"
+    assert [line.split() for line in lines] == [
+        ["restore", "1.2", "20%", "0.60"],
+        ["arm", "3.0", "50%", "1.50"],
+        ["else", "1.8", "30%", "-"],
+    ]
+
+
+def test_a_set_that_is_unknown_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--set", "all"]) == 3
+    assert "no set 'all'; known are dax" in capsys.readouterr().err
 
 
 class WholeKernels:
