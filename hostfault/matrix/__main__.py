@@ -32,6 +32,7 @@ FOLDER = PROJECT / ".hostfault" / "matrix"
 def main(words: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for trouble."""
     asked = _parser().parse_args(words)
+    _refuse_to_mix(asked)
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)
     matrix = sets.load()
     deadline = Deadline(asked.minutes * 60.0, "the cells to be measured")
@@ -44,6 +45,13 @@ def main(words: Sequence[str] | None = None) -> int:
     if asked.write:
         write(runs, matrix)
     return 0
+
+
+def _refuse_to_mix(asked: argparse.Namespace) -> None:
+    """Raise :class:`UsageError` for a CPU whose answers would get among those of AMD's."""
+    other = any(word.startswith("--cpu") for word in asked.pytest)
+    if other and asked.data.absolute() == DATA:
+        raise UsageError("--cpu: the page is about AMD hosts; name a file of its own with --data")
 
 
 def write(runs: Sequence[Run], matrix: sets.Matrix) -> None:

@@ -13,13 +13,13 @@ import pytest
 
 from hostfault.case.model import Scenario
 from hostfault.matrix import ab, page, picture, result
-from hostfault.matrix.__main__ import DATA, DOCUMENT, FIXES, ordered
+from hostfault.matrix.__main__ import DATA, DOCUMENT, FIXES, main, ordered
 from hostfault.matrix.compare import Pair, pairs, unknown
 from hostfault.matrix.measure import Pytest, measure, options_of
 from hostfault.matrix.result import ERROR, CellResult, Run
 from hostfault.plugin import sets
 from hostfault.plugin.cases import case_id
-from hostfault.plumbing.errors import BrokenHarnessError
+from hostfault.plumbing.errors import BrokenHarnessError, UsageError
 
 FULL = Scenario("ram", "full", "load", async_pf=True)
 ZERO = Scenario("virtiofs-dax", "zero", "load", async_pf=True)
@@ -283,3 +283,8 @@ def test_stock_and_every_fix_were_measured() -> None:
     measured()
     wanted = {"7.3.4", *(f"7.3.4+{fix}" for fix in FIXES)}
     assert wanted == set(json.loads(DATA.read_text())["kernels"])
+
+
+def test_answers_of_another_cpu_are_not_mixed_with_those_of_the_page() -> None:
+    with pytest.raises(UsageError, match="name a file of its own with --data"):
+        main(["--minutes", "0", "--", "--cpu", "intel"])
