@@ -9,6 +9,7 @@ from hostfault.access.futex import FUTEX
 from hostfault.access.ifetch import IFETCH
 from hostfault.access.load import LOAD
 from hostfault.access.movs import MOVS
+from hostfault.access.nested import NESTED
 from hostfault.access.procmem import PROCMEM
 from hostfault.access.read import READ
 from hostfault.access.result import RESULT
@@ -44,6 +45,7 @@ ACCESSES: Registry[Access] = Registry(
         COREDUMP,
         DMA,
         VHOST,
+        NESTED,
         STORM,
         URING,
     ),

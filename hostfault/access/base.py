@@ -17,6 +17,7 @@ class Access:
     by_kernel: bool  # the guest's kernel touches the page for the task
     outcomes: frozenset[str]  # kinds of outcome that the probe can report: see case.model.Outcome
     amid_others: bool = False  # tasks beside the probe access the page all the time
+    nested: bool = False  # a guest of the guest touches the page: the guest needs its KVM
     device: str = ""  # what does it, which the guest is given: "disk", "wire"; "": no device
 
     @property

@@ -14,7 +14,7 @@ from hostfault.case.counting import (
 )
 from hostfault.case.device import evidence_of_touches
 from hostfault.case.model import Observation, Verdict, VerdictKind
-from hostfault.case.words import liveness, probe_line
+from hostfault.case.words import liveness, probe_line, who
 
 STALL_GAPS = 4
 """How many times the longest gap between two faults a quiet time must last to be no gap."""
@@ -38,7 +38,7 @@ def unserved(observation: Observation) -> Verdict | None:
         return None
     summary = (
         f"a userfaultfd's server does not answer, and page faults that wait: {last.unanswered}; "
-        f"task at {observation.probe.rip:#x} asleep for {last.at:.1f} s"
+        f"{who(observation)} at {observation.probe.rip:#x} asleep for {last.at:.1f} s"
     )
     evidence = (
         f"userfaultfd of QEMU's memory: {last.unanswered} unanswered, in {len(waiting)} samples",
@@ -67,7 +67,8 @@ def stall(observation: Observation) -> Verdict | None:
         return None  # whoever is gone does not sleep
     seconds = quiet[-1].at - quiet[0].at
     summary = (
-        f"no fault and no progress in {seconds:.1f} s, task at {observation.probe.rip:#x} asleep"
+        f"no fault and no progress in {seconds:.1f} s, "
+        f"{who(observation)} at {observation.probe.rip:#x} asleep"
     )
     evidence = (
         f"KVM tracepoint kvm_page_fault: none on the frame in the last {len(quiet)} samples",

@@ -52,10 +52,17 @@ class Attempts:
     async_started: int  # kvm_try_async_get_page of the frame
     unresolved: int | None  # by KVM's statistics, of all frames; None: not told
     since: float  # seconds since the touch, 0 where that is when it began
+    nested: bool = False  # see Terms
 
     @property
     def failures(self) -> int:
-        """Failed attempts: asynchronous ones by frame where there are some, else faults."""
+        """Failed attempts: asynchronous ones by frame where there are some, else faults.
+
+        A fault of the guest's guest may be one that KVM hands on to the guest's own KVM. Those that
+        it goes for itself are asynchronous, of a frame that it has found by itself.
+        """
+        if self.nested:
+            return min(self.failed_async, self.async_started)
         return self.failed_async if self.async_started else self.faults
 
 
@@ -107,6 +114,7 @@ def attempts_between(
         async_started=_grown(start.async_started, end.async_started, most.gfn),
         unresolved=unresolved_faults(start, end),
         since=max(0.0, start.at),
+        nested=observation.terms.nested,
     )
 
 

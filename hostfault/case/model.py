@@ -91,6 +91,7 @@ class Terms:
     by_kernel: bool  # the guest's kernel touches the page for the task, at an address of its own
     expected: int | None  # the byte that the access must see or leave; None: there is no such page
     by_device: bool = False  # a device of the guest's touches the page, and no vCPU
+    nested: bool = False  # a guest of the guest does: some faults are for the guest's own KVM
 
 
 @dataclass(frozen=True)

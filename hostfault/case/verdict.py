@@ -57,6 +57,7 @@ from hostfault.case.words import (
     registers_line,
     signal_name,
     telling_line,
+    who,
 )
 from hostfault.plumbing.errors import DeadlineError, MissingCapabilityError
 
@@ -289,7 +290,7 @@ def _proven_spin(observation: Observation, *, anywhere: bool, remark: str = "") 
     rip = found.rip or observation.probe.rip  # not known where one frame alone is counted
     summary = (
         f"{found.failures:,} failed attempts to back gfn {found.gfn:#x} in "
-        f"{last.at - found.since:.1f} s, {_who(observation)}{f' at {rip:#x}' if rip else ''} "
+        f"{last.at - found.since:.1f} s, {who(observation)}{f' at {rip:#x}' if rip else ''} "
         f"never moved{remark}"
     )
     evidence = (
@@ -305,10 +306,6 @@ def _proven_spin(observation: Observation, *, anywhere: bool, remark: str = "") 
 def _reported_to_user_space(observation: Observation) -> bool:
     """Whether KVM told QEMU of the page: then it is QEMU that goes on, and not KVM that spins."""
     return any(each.errno in UNBACKED for each in failed_exits(observation))
-
-
-def _who(observation: Observation) -> str:
-    return "the guest's kernel" if observation.terms.by_kernel else "task"
 
 
 def _second_source_agrees(observation: Observation, found: Attempts) -> bool:

@@ -44,6 +44,13 @@ def probe_line(observation: Observation) -> str:
     return f"probe: {outcome.kind} {outcome.value:#x}, last step: {last}"
 
 
+def who(observation: Observation) -> str:
+    """Who touches the page."""
+    if observation.terms.nested:
+        return "the guest's own guest"
+    return "the guest's kernel" if observation.terms.by_kernel else "task"
+
+
 def page_evidence(observation: Observation) -> tuple[str, ...]:
     """What the host had of the page before the fault, where that is more than a page."""
     if not observation.huge_mapped:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hostfault.case.model import GuestImage, HostImage, Kernel
-from hostfault.image.initramfs import lay_out, pack
+from hostfault.image.initramfs import add_modules, lay_out, pack
 from hostfault.image.programs import libraries_of
 from hostfault.kernel.modules import modules_for, some_of
 from hostfault.plumbing.cache import Cache, key_of
@@ -26,9 +26,11 @@ CROWD_SOURCE = IMAGES / "probe" / "crowd.c"  # of the error-table study
 GUEST_MODULES = ("virtio_pci", "virtio_net", "pvpanic-pci")
 SSH_SERVER = "usr/sbin/dropbear"  # in the host image
 USEFUL_MODULES = ("virtio_blk",)  # what some access needs, and others do without
+LATER = "later"  # in /modules: the list of what is loaded only then (hostfault/guest/nesting.py)
+NESTED_MODULES = ("kvm-amd",)  # what the guest needs to run a guest of its own
 _FOLDERS = ("proc", "sys", "dev", "run", "tmp", "mnt", "root", "sbin", "lib64")
 _STATICALLY = ("gcc", "-static", "-O1", "-Wall", "-Wextra")
-_LAYOUT = "1"  # change it when this module puts other things into the tree
+_LAYOUT = "2"  # change it when this module puts other things into the tree
 
 
 def guest_image(
@@ -47,6 +49,7 @@ def guest_image(
     """
     useful = some_of(kernel, USEFUL_MODULES)
     modules = modules_for(kernel, [*GUEST_MODULES, *useful, *extra_modules])
+    nested = modules_for(kernel, some_of(kernel, NESTED_MODULES))
     probe, crowd = build_probe(cache), build_program(cache, CROWD_SOURCE)
     key = key_of(
         {
@@ -58,6 +61,7 @@ def guest_image(
             "programs": " ".join(extra_programs),
             "identity": identity.host_public + identity.client_public,
             **{f"module {number}": each.file for number, each in enumerate(modules)},
+            **{f"nested {number}": each.file for number, each in enumerate(nested)},
         }
     )
 
@@ -73,6 +77,7 @@ def guest_image(
                 flags={},
                 identity=identity,
             )
+            add_modules(tree, nested, LATER)
             shutil.copytree(IMAGES / "guest", tree, dirs_exist_ok=True)
             for program in (probe, crowd):
                 shutil.copy(program, tree / "bin" / program.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from hostfault.image.programs import applets_of
 from hostfault.kernel.modules import Module, decompress
@@ -37,14 +38,24 @@ def lay_out(
     for applet in applets_of(root):
         if applet != "busybox":
             (tree / "bin" / applet).symlink_to("busybox")
-    order = []
-    for module in modules:
-        decompress(module.file, tree / "modules" / module.name)
-        order.append(f"{module.name} {flags.get(module.needed_for, '-')}\n")
-    (tree / "modules" / "order").write_text("".join(order))
+    add_modules(tree, modules, "order", flags)
     shutil.copy(identity.host_key, tree / "identity" / "host_key")
     (tree / "identity" / "authorized_keys").write_text(identity.client_public + "\n")
     (tree / "identity").chmod(0o700)
+
+
+def add_modules(
+    tree: Path,
+    modules: Sequence[Module],
+    order: str,
+    flags: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Add modules to ``tree``, and in ``modules/`` a file that lists them: see :func:`lay_out`."""
+    lines = []
+    for module in modules:
+        decompress(module.file, tree / "modules" / module.name)
+        lines.append(f"{module.name} {flags.get(module.needed_for, '-')}\n")
+    (tree / "modules" / order).write_text("".join(lines))
 
 
 def pack(tree: Path, archive: Path) -> None:

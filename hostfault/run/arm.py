@@ -10,12 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from hostfault.access import ACCESSES
+from hostfault.access import ACCESSES, Access
 from hostfault.backing import NUMBER, PAGES
 from hostfault.case.model import PAGE_SIZE, Scenario, Terms
 from hostfault.condition import CONDITIONS
 from hostfault.fault import FAULTS, Scene, require
-from hostfault.guest import boot, disk, hotplug, probe, wire
+from hostfault.guest import boot, disk, hotplug, nesting, probe, wire
 from hostfault.host.testbed import HostLife, Testbed
 from hostfault.image.qemu import PROGRAM
 from hostfault.plumbing.deadline import Deadline
@@ -103,6 +103,9 @@ def arm(testbed: Testbed, scenario: Scenario, seed: int = 0) -> Armed:
     if access.device:
         found = testbed.deadline(hotplug.PATIENCE, f"the guest to find its {access.device}")
         _DEVICES[access.device](testbed.agent, testbed.recorder, testbed.guest, found)
+    if access.nested:
+        loaded = testbed.deadline(nesting.PATIENCE, "the guest to load its KVM")
+        nesting.load_kvm(testbed.guest, loaded)
     task.request(view, access.name, STORED, page_first=page_first, seed=seed, task=condition.task)
     # The guest has enough to do now: meanwhile, what does not depend on it.
     running = Running.on(testbed.agent)
@@ -110,12 +113,7 @@ def arm(testbed: Testbed, scenario: Scenario, seed: int = 0) -> Armed:
     gfn = backing.frame(testbed.agent, testbed.recorder, page, writes=access.writes)
     condition.prove(testbed, gfn)
     first_gfn = gfn if page_first else gfn - view.offset // PAGE_SIZE
-    if access.by_device:
-        log.info("no touch by a device is one that KVM sees")
-    elif counted_by == "tracefs":
-        calibrate(testbed.agent, first_gfn, 0 if access.by_kernel else task.report().rip)
-    else:
-        require_two_dimensional_paging(testbed.agent)
+    check_first_touch(testbed.agent, access, counted_by, first_gfn, task.report().rip)
     terms = Terms(
         takes_page=fault.takes_page,
         control=fault.control,
@@ -123,6 +121,7 @@ def arm(testbed: Testbed, scenario: Scenario, seed: int = 0) -> Armed:
         by_kernel=access.by_kernel,
         expected=fault.expected(access, fill[NUMBER] or 0, STORED),
         by_device=access.by_device,
+        nested=access.nested,
     )
     scene = Scene(testbed.agent, testbed.guest, page, view)
     address = _host_address(testbed.recorder, gfn)
@@ -179,6 +178,24 @@ def start_tracing(agent: Agent) -> str:
             "see kernels/config/50-tracing.config for the options that it needs",
         )
     return how
+
+
+def check_first_touch(agent: Agent, access: Access, counted_by: str, gfn: int, rip: int) -> None:
+    """Check that faults will be counted, as well as can be told of that access.
+
+    The tracepoint shows which address a guest's guest touches, and nothing but the first touch that
+    this is the frame's. Raises :class:`MissingCapabilityError`.
+    """
+    if access.by_device:
+        log.info("no touch by a device is one that KVM sees")
+    elif counted_by == "tracefs":
+        calibrate(agent, gfn, 0 if access.by_kernel else rip)
+    elif access.nested:
+        raise MissingCapabilityError(
+            "tracing", "what a guest of the guest touches takes tracefs to prove, and so root"
+        )
+    else:
+        require_two_dimensional_paging(agent)
 
 
 def calibrate(agent: Agent, gfn: int, rip: int) -> None:

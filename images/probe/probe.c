@@ -24,6 +24,8 @@
  *   armed        address: of the byte, rip: of the instruction that will touch it, or 0x0 if that is
  *                one of the kernel's
  *   touching
+ *   exit         reason, more: of access "nested", KVM_RUN has returned without the byte, and a failure
+ *                follows (KVM_EXIT_*; of KVM_EXIT_INTERNAL_ERROR which one)
  *   outcome      kind "value": value; kind "errno": errno; kind "end": the file ends before the byte;
  *                kind "hole": the kernel has left the page out; kind "signal": signal, code, address, rip
  *   done
@@ -183,7 +185,8 @@ static int told_to_go(void)
 	return fgets(line, sizeof(line), stdin) && !strcmp(line, "go\n");
 }
 
-static void tell_outcome(const struct request *request, const struct place *place)
+/* Returns the probe's exit code. */
+static int tell_outcome(const struct request *request, const struct place *place)
 {
 	unsigned int value = request->value;
 
@@ -200,7 +203,16 @@ static void tell_outcome(const struct request *request, const struct place *plac
 	case TOUCHED_HOLE:
 		printf("{\"step\":\"outcome\",\"kind\":\"hole\"}\n");
 		break;
+	case TOUCHED_NOT:
+		return failed("touch");
 	}
+	printf("{\"step\":\"done\"}\n");
+	return 0;
+}
+
+static int prepare(const struct request *request, const struct place *place)
+{
+	return request->access->prepare ? request->access->prepare(place) : 0;
 }
 
 /* Touch the page once, so that it is mapped; returns 0, or the probe's exit code. */
@@ -214,6 +226,8 @@ static int first_touch(const struct request *request, const struct place *place)
 		return EXIT_FAILED;
 	}
 	errno = 0;
+	if (prepare(request, place))
+		return failed("prepare");
 	if (request->access->touch(place, &value) != TOUCHED_VALUE)
 		return failed("first-touch");
 	printf("{\"step\":\"first-touch\",\"value\":%u}\n", value);
@@ -245,6 +259,8 @@ static int run(const struct request *request)
 	if (code)
 		return code;
 	place = (struct place){ mapping + request->offset, file, request->start + request->offset };
+	if (prepare(request, &place))
+		return failed("prepare");
 	printf("{\"step\":\"armed\",\"address\":\"%p\",\"rip\":\"0x%lx\"}\n", (void *)place.byte,
 	       (unsigned long)request->access->rip);
 	fflush(stdout);
@@ -254,12 +270,11 @@ static int run(const struct request *request)
 		return failed("read");
 	printf("{\"step\":\"touching\"}\n");
 	fflush(stdout); /* told before it is done: the touch may not come back */
-	if (sigsetjmp(after_signal, 1))
-		printf("{\"step\":\"outcome\",\"kind\":\"signal\",\"signal\":%d,\"code\":%d,"
-		       "\"address\":\"0x%lx\",\"rip\":\"0x%lx\"}\n",
-		       caught.number, caught.code, caught.address, caught.rip);
-	else
-		tell_outcome(request, &place);
+	if (!sigsetjmp(after_signal, 1))
+		return tell_outcome(request, &place);
+	printf("{\"step\":\"outcome\",\"kind\":\"signal\",\"signal\":%d,\"code\":%d,"
+	       "\"address\":\"0x%lx\",\"rip\":\"0x%lx\"}\n",
+	       caught.number, caught.code, caught.address, caught.rip);
 	printf("{\"step\":\"done\"}\n");
 	return 0;
 }

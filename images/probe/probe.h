@@ -25,6 +25,7 @@ enum touched {
 	TOUCHED_ERRNO, /* a system call failed, errno says how */
 	TOUCHED_END, /* a system call said that the file ends before that byte */
 	TOUCHED_HOLE, /* what the kernel wrote of the page is a hole: it has left it out */
+	TOUCHED_NOT, /* something else came between, and is no outcome: errno is what */
 };
 
 extern unsigned long probe_seed; /* --seed: what is left to chance follows from it */
@@ -32,6 +33,8 @@ extern unsigned long probe_seed; /* --seed: what is left to chance follows from 
 struct access {
 	const char *name; /* as in hostfault/access/ */
 	int writes;
+	/* What can be done before a touch, and is none; 0, or -1 with an errno. NULL: nothing. */
+	int (*prepare)(const struct place *place);
 	/* Touch the byte once, by exactly one instruction or one system call. */
 	enum touched (*touch)(const struct place *place, unsigned int *value);
 	const void *rip; /* of the touching instruction; NULL if the kernel has it */

@@ -37,6 +37,8 @@ def outcome_of(
     """What the probe reports when nothing happens between its two touches."""
     if access.name == "coredump" and Path("/proc/sys/kernel/core_pattern").read_text() != "core\n":
         pytest.skip("kernel.core_pattern has this machine's core files elsewhere")
+    if access.nested and (os.geteuid() or not Path("/dev/kvm").exists()):
+        pytest.skip("it takes root to know a page's frame, and a /dev/kvm")
     places = ["--offset", str(PLACE), "--first", str(first)]
     words = ["--file", file, "--length", str(length), *places]
     line = [probe, *words, "--access", access.name, "--value", "90"]

@@ -22,6 +22,7 @@ from case_stand_ins import (
 )
 
 from hostfault.case.model import (
+    Observation,
     Outcome,
     Sample,
     Terms,
@@ -29,6 +30,7 @@ from hostfault.case.model import (
     VerdictKind,
 )
 from hostfault.case.verdict import final_verdict, judge
+from hostfault.plumbing.errors import DeadlineError
 
 
 def test_64_failed_attempts_on_the_frame_are_a_spin() -> None:
@@ -145,6 +147,28 @@ def test_a_system_call_spins_in_the_guests_kernel_and_nowhere_else() -> None:
     assert judge(observed(*rising(MANY), terms=kernel)) is None
     inside = observed(*rising(MANY, rip=0xFFFFFFFF82146CDF), terms=kernel)
     assert kind_of(inside) is VerdictKind.SPIN
+
+
+def test_a_guests_guest_spins_by_what_kvm_itself_tries_and_not_by_faults_that_it_hands_on() -> None:
+    nested = Terms(True, False, False, by_kernel=False, expected=None, nested=True)
+    handed_on = rising(9000)
+    with pytest.raises(DeadlineError):
+        final_verdict(observed(*handed_on, terms=nested))
+
+    def tried(started: int, ready: int) -> Observation:
+        samples = [
+            dataclasses.replace(
+                each, async_started={GFN: started * at}, async_ready={GFN: ready * at}
+            )
+            for at, each in enumerate(rising(150))
+        ]
+        return observed(*samples, terms=nested)
+
+    assert judge(tried(FEW // 3, 1000)) is None, "the guest's guest can fault at any address"
+    assert judge(tried(1000, FEW // 3)) is None, "fetched slowly"
+    verdict = judge(tried(50, 50))
+    assert verdict is not None
+    assert verdict.summary.startswith("150 failed attempts")
 
 
 def test_many_faults_that_have_stopped_are_not_a_spin() -> None:

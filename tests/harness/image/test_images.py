@@ -12,6 +12,7 @@ import paramiko
 import pytest
 
 from hostfault.case.model import HostImage, Kernel
+from hostfault.guest import nesting
 from hostfault.image import guest, guest_image, host, host_image, host_initramfs
 from hostfault.image.initramfs import lay_out, pack
 from hostfault.image.programs import libraries_of
@@ -151,6 +152,9 @@ def test_the_guest_has_a_probe_an_ssh_server_and_its_modules(
     assert (tree / "identity/host_key").read_bytes() == keys.host_key.read_bytes()
     order = (tree / "modules/order").read_text().split()[::2]
     assert order == [f"{name}.ko" for name in (*guest.GUEST_MODULES, *guest.USEFUL_MODULES)]
+    later = (tree / "modules" / Path(nesting.LATER).name).read_text().split()[::2]
+    assert later == [f"{name}.ko" for name in guest.NESTED_MODULES]
+    assert (tree / "modules" / later[0]).exists()
 
 
 def test_a_guest_has_the_programs_that_its_backing_needs_with_their_libraries(

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 from case_stand_in import GFN, RIP, PretendedAgent, PretendedHost, PretendedQemu
 
+from hostfault.access import ACCESSES
 from hostfault.case.model import Ended
 from hostfault.guest.probe import Probe
 from hostfault.host.testbed import HostLife, OutlivesUs
@@ -19,6 +20,7 @@ from hostfault.plumbing.errors import (
 )
 from hostfault.run.arm import (
     calibrate,
+    check_first_touch,
     require_huge,
     require_two_dimensional_paging,
     start_tracing,
@@ -83,6 +85,15 @@ def test_without_tracefs_two_dimensional_paging_must_be_on(value: str, good: boo
     else:
         with pytest.raises(MissingCapabilityError, match="npt=N"):
             require_two_dimensional_paging(cast("Any", agent))
+
+
+def test_a_guest_of_the_guest_is_judged_only_where_all_frames_are_counted() -> None:
+    agent: Any = PretendedAgent()
+    check_first_touch(agent, ACCESSES["nested"], "tracefs", GFN, RIP)
+    with pytest.raises(MissingCapabilityError, match="did not show the first touch"):
+        check_first_touch(agent, ACCESSES["nested"], "tracefs", GFN + 1, RIP)
+    with pytest.raises(MissingCapabilityError, match="takes tracefs"):
+        check_first_touch(agent, ACCESSES["nested"], "perf", GFN, RIP)
 
 
 def test_row_14_a_tracer_that_does_not_see_the_first_touch_is_a_missing_capability() -> None:

@@ -44,6 +44,16 @@ def test_a_spin_is_recorded_until_it_is_proven() -> None:
     assert observation.guest_answers is False
 
 
+def test_the_registers_of_a_guest_that_runs_a_guest_are_left_alone() -> None:
+    testbed, armed = case(PretendedAgent())
+    assert observe(testbed, armed, nothing).registers
+    nested = dataclasses.replace(armed, terms=dataclasses.replace(armed.terms, nested=True))
+    testbed = dataclasses.replace(testbed, agent=cast("Any", PretendedAgent()))
+    observation = observe(testbed, nested, nothing)
+    assert final_verdict(observation).kind is VerdictKind.SPIN
+    assert observation.registers == ""
+
+
 def test_what_comes_after_the_proof_does_not_undo_it() -> None:
     agent = PretendedAgent(answers=4)  # the sample before the touch, and those that prove it
     testbed, armed = case(agent, host=PretendedHost(answers=True))
