@@ -232,7 +232,7 @@ def _frame_of(page: mmap.mmap) -> int:
     view = ctypes.c_char.from_buffer(page)
     number = ctypes.addressof(view) // os.sysconf("SC_PAGESIZE")
     del view  # a mapping that is looked at can't be closed
-    with open("/proc/self/pagemap", "rb", buffering=0) as stream:  # noqa: PTH123 (8 bytes alone)
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as stream:
         entry = os.pread(stream.fileno(), 8, number * 8)
     return int.from_bytes(entry, "little") & ((1 << 55) - 1)
 
