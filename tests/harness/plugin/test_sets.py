@@ -62,6 +62,13 @@ def test_each_configuration_of_a_set_comes_once(matrix: sets.Matrix, name: str) 
     assert len(set(groups)) == len(groups)
 
 
+def test_no_id_is_part_of_another_so_that_k_picks_one(matrix: sets.Matrix) -> None:
+    ids = {case_id(cell) for name in matrix.sets for cell in matrix.scenarios(name)}
+    assert "virtiofs-dax-zero-load-2vcpus-migrating-apf" in ids
+    text = "\n".join(["", *ids, ""])
+    assert not [each for each in ids if text.count(each) > 1]
+
+
 def test_what_cannot_be_is_in_no_set_and_has_a_reason(matrix: sets.Matrix) -> None:
     assert all(not matrix.why_not(cell) for name in matrix.sets for cell in matrix.scenarios(name))
     gone = Scenario("virtiofs-dax", "zero", "cross", async_pf=True)
