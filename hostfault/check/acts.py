@@ -31,6 +31,7 @@ DEFECTS = {  # numbers of the parameter "mutant" (kernels/patches/mutants)
 }
 SECOND_ACCESS = "vector"  # at an instruction of its own, and it leaves the page as it is
 PAUSE = 0.5  # seconds that a VM is paused for
+_PATIENCE = 120.0  # seconds for what a guest does before its case: it may have a tenth of a core
 _IN_VAIN = 2.0  # seconds to wait for a guest that will not answer
 
 # Programs that the host runs; each says a word when it is about its work, and ends with the host.
@@ -193,7 +194,7 @@ def _let_qemu_touch(stage: Stage) -> None:
 
 
 def _in_guest(stage: Stage, command: str) -> None:
-    stage.testbed.guest.check(command, Deadline(30.0, f"the guest to run {command}"))
+    stage.testbed.guest.check(command, Deadline(_PATIENCE, f"the guest to run {command}"))
 
 
 def _in_vain(stage: Stage, command: str) -> None:
@@ -260,7 +261,7 @@ def _second_task(stage: Stage) -> None:
     view = stage.armed.scene.view
     stage.second = Probe(start(stage.testbed.guest))
     stage.second.request(view, SECOND_ACCESS, 0, page_first=True)
-    stage.second.arm(Deadline(30.0, "the second task to touch the page"))
+    stage.second.arm(Deadline(_PATIENCE, "the second task to touch the page"))
 
 
 def _let_the_second_go(stage: Stage, _seconds: float) -> None:
