@@ -41,7 +41,7 @@ SQUARE = 0.19  # inches
 GAP = 1  # squares between two backings
 LETTER = 0.42  # squares that one of a backing's name takes
 NAMES = 6.5  # squares that the names of faults take, left of the first backing
-HEAD = 7.2  # squares that the names of backings and accesses take, above each kernel
+HEAD = 10.6  # squares that the names of backings and accesses take, above each kernel
 LEGEND = 0.9  # inches
 
 ColumnKey = tuple[str, str]  # backing, and access with the kind of guest
