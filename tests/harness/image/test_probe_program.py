@@ -208,7 +208,8 @@ def test_a_probe_that_does_not_compile_shows_the_compilers_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "probe.c").write_text("int main(void) { return nonsense; }")
-    (tmp_path / "probe.h").touch()
+    for name in ("probe.h", "task.c"):
+        (tmp_path / name).touch()
     monkeypatch.setattr(guest, "PROBE_SOURCES", tmp_path)
     with pytest.raises(LaunchError, match="nonsense"):
         guest.build_probe(Cache(tmp_path / "cache"))

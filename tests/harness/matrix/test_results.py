@@ -235,7 +235,8 @@ def test_each_backing_has_columns_of_its_own_with_room_for_its_name() -> None:
     columns = picture.columns_of(runs)
     assert len(set(columns.values())) == len(columns)
     cells = {result.scenario for run in runs for result in run.results.values()}
-    assert len(columns) == len({(c.backing, c.access, c.async_pf, c.vcpus) for c in cells})
+    kinds = {(c.backing, c.access, c.async_pf, c.vcpus, c.condition) for c in cells}
+    assert len(columns) == len(kinds)
     begins = {backing: at for (backing, _), at in reversed(columns.items())}
     for (backing, begin), (_, following) in itertools.pairwise(reversed(begins.items())):
         assert begin + len(backing) * picture.LETTER < following, backing
