@@ -6,7 +6,6 @@ from typing import Protocol
 
 from hostfault.case.model import PLAIN, Observation
 from hostfault.host.testbed import Testbed
-from hostfault.plumbing.errors import HostfaultError
 
 
 class Condition(Protocol):
@@ -52,8 +51,3 @@ class Plain:
 
     def prove_held(self, testbed: Testbed, observation: Observation) -> None:
         """Nothing to prove."""
-
-
-def did_not_hold(name: str, why: str) -> HostfaultError:
-    """What a condition raises that was not one."""
-    return HostfaultError(f"the condition {name} did not hold: {why}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 
 from hostfault.case.model import PAGE_SIZE, Observation
-from hostfault.condition.base import Plain, did_not_hold
+from hostfault.condition.base import Plain
 from hostfault.guest import boot
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.deadline import Deadline, poll
-from hostfault.plumbing.errors import ConnectionLostError, MissingCapabilityError
+from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError
 
 SECONDS = 60  # that it is on, QEMU's most; a case is over sooner
 LOGGED = 1  # KVM_MEM_LOG_DIRTY_PAGES, of a memslot's flags (linux/kvm.h)
@@ -48,10 +47,9 @@ class DirtyLog(Plain):
         """QEMU has not ended the measurement yet; if it lives, to say so."""
         if observation.qemu_ended or observation.host_ended:
             return
-        with suppress(ConnectionLostError):
-            status = testbed.recorder.execute("query-dirty-rate")["status"]
-            if status != "measuring":
-                raise did_not_hold(self.name, f"the measurement is {status}")
+        status = testbed.recorder.execute("query-dirty-rate")["status"]
+        if status != "measuring":
+            raise HostfaultError(f"the condition {self.name} did not hold: it is {status}")
 
 
 def _look(testbed: Testbed, gfn: int, deadline: Deadline) -> bool | None:

@@ -97,7 +97,7 @@ def test_a_memslot_without_the_flag_is_told_with_what_qemu_said_last() -> None:
 
 def test_a_log_that_was_over_before_the_case_did_not_hold(seen: Observation) -> None:
     CONDITIONS["dirty-log"].prove_held(vm(), seen)
-    with pytest.raises(HostfaultError, match="dirty-log did not hold: the measurement is measured"):
+    with pytest.raises(HostfaultError, match="dirty-log did not hold: it is measured"):
         CONDITIONS["dirty-log"].prove_held(vm(status="measured"), seen)
 
 
