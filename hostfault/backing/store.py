@@ -12,7 +12,7 @@ from typing import Protocol
 from hostfault.backing.base import PAGES, QEMU_CHILD, Ability
 from hostfault.case.model import PAGE_SIZE
 from hostfault.plumbing.errors import MissingCapabilityError
-from hostfault.remote.agent import Agent
+from hostfault.remote.agent import Agent, require_expendable
 
 FOLDER = "ram"  # in the agent's directory: where the file system is
 FILE = f"{FOLDER}/memory"
@@ -181,10 +181,7 @@ class DiskFile:
 
     def start(self, agent: Agent) -> None:
         """Make the disk and mount it; that is for emulated hosts only."""
-        if not agent.may_hurt():
-            raise MissingCapabilityError(
-                "emulated-host", "it mounts a disk of its own: use --host emulated"
-            )
+        require_expendable(agent, "it mounts a disk of its own")
         agent.make_directory(FOLDER)
         if not agent.mount_disk(FOLDER, self.size + ROOM):
             raise MissingCapabilityError("loop", "the host's kernel needs CONFIG_BLK_DEV_LOOP")
@@ -216,10 +213,7 @@ class HugeFile:
 
     def start(self, agent: Agent) -> None:
         """Fill the machine's pool and mount the hugetlbfs; that is for emulated hosts only."""
-        if not agent.may_hurt():
-            raise MissingCapabilityError(
-                "emulated-host", "it takes huge pages from the machine: use --host emulated"
-            )
+        require_expendable(agent, "it takes huge pages from the machine")
         agent.make_directory(FOLDER)
         agent.mount_huge_pages(FOLDER, PAGES + SPARE_PAGES)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hostfault.access import Access
 from hostfault.backing import Ability
 from hostfault.fault.base import Scene
-from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError
+from hostfault.plumbing.errors import HostfaultError
+from hostfault.remote.agent import require_expendable
 
 
 class HardwarePoison:
@@ -24,10 +25,7 @@ class HardwarePoison:
     def inject(self, scene: Scene) -> None:
         """Poison it, and check that the host itself cannot read it any more."""
         agent, page = scene.agent, scene.page
-        if not agent.may_hurt():
-            raise MissingCapabilityError(
-                "emulated-host", "hwpoison costs a machine a page: use --host emulated"
-            )
+        require_expendable(agent, "hwpoison costs a machine a page")
         agent.poison(page.path, page.offset)
         found = agent.byte(page.path, page.offset)
         if found is not None:
@@ -59,10 +57,7 @@ class SoftOffline:
     def inject(self, scene: Scene) -> None:
         """Have it moved, and check that it is somewhere else, and what it was."""
         agent, page = scene.agent, scene.page
-        if not agent.may_hurt():
-            raise MissingCapabilityError(
-                "emulated-host", "soft-offline costs a machine a page: use --host emulated"
-            )
+        require_expendable(agent, "soft-offline costs a machine a page")
         held = agent.byte(page.path, page.offset)
         before, after = agent.soft_offline(page.path, page.offset)
         if before == after or not after:

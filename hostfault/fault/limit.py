@@ -6,6 +6,7 @@ from hostfault.access import Access
 from hostfault.backing import QEMU_CHILD, Ability
 from hostfault.fault.base import Scene
 from hostfault.plumbing.errors import MissingCapabilityError
+from hostfault.remote.agent import require_expendable
 
 
 class MemoryLimit:
@@ -25,10 +26,7 @@ class MemoryLimit:
     def inject(self, scene: Scene) -> None:
         """Put QEMU into a cgroup without any room."""
         agent = scene.agent
-        if not agent.may_hurt():
-            raise MissingCapabilityError(
-                "emulated-host", "it takes the machine's cgroups: use --host emulated"
-            )
+        require_expendable(agent, "it takes the machine's cgroups")
         if not agent.limit(QEMU_CHILD, self.controller):
             raise MissingCapabilityError(
                 "cgroup", f"the host's kernel has no controller {self.controller} of cgroup2"

@@ -6,6 +6,7 @@ from hostfault.access import Access
 from hostfault.backing import Ability
 from hostfault.fault.base import Scene
 from hostfault.plumbing.errors import MissingCapabilityError
+from hostfault.remote.agent import require_expendable
 
 _WRITTEN = 0x44  # in no page before, and nothing that an access stores
 _DISK = "swap"  # what the agent calls it
@@ -27,10 +28,7 @@ class SwapInError:
         Whether it can be read is not tried: that would be the first failure, in place of KVM's.
         """
         agent, page = scene.agent, scene.page
-        if not agent.may_hurt():
-            raise MissingCapabilityError(
-                "emulated-host", "it lets the machine swap: use --host emulated"
-            )
+        require_expendable(agent, "it lets the machine swap")
         if not agent.swap_out(page.path, page.offset, _WRITTEN, page.size):
             raise MissingCapabilityError("loop", "the host's kernel needs CONFIG_BLK_DEV_LOOP")
         agent.break_disk(_DISK)

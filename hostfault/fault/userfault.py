@@ -13,6 +13,7 @@ from hostfault.access import Access
 from hostfault.backing import QEMU_CHILD, Ability
 from hostfault.fault.base import Scene
 from hostfault.plumbing.errors import HostfaultError, MissingCapabilityError
+from hostfault.remote.agent import require_expendable
 
 
 class UserfaultPoison:
@@ -85,10 +86,7 @@ def _address(scene: Scene) -> int:
     A QEMU that is confined may not open a userfaultfd, so it is one on an emulated host.
     """
     agent, page = scene.agent, scene.page
-    if not agent.may_hurt():
-        raise MissingCapabilityError(
-            "emulated-host", "QEMU is made to open a userfaultfd: use --host emulated"
-        )
+    require_expendable(agent, "QEMU is made to open a userfaultfd")
     for address, length, offset in agent.mappings(QEMU_CHILD, page.path):
         if offset <= page.offset < offset + length:
             return address + page.offset - offset

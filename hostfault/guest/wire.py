@@ -10,7 +10,7 @@ from hostfault.agent.wire import DEVICE, PREFIX
 from hostfault.guest.hotplug import wait_for
 from hostfault.plumbing.deadline import Deadline
 from hostfault.plumbing.errors import MissingCapabilityError
-from hostfault.remote.agent import Agent
+from hostfault.remote.agent import Agent, require_expendable
 from hostfault.remote.qmp import Recorder
 from hostfault.remote.shell import Shell
 
@@ -24,10 +24,7 @@ def plug(agent: Agent, recorder: Recorder, guest: Shell, deadline: Deadline) -> 
 
     (QAPI net.json and qdev.json.) Raises :class:`HostfaultError` with QEMU's words.
     """
-    if not agent.may_hurt():
-        raise MissingCapabilityError(
-            "emulated-host", "it makes a network of its own: use --host emulated"
-        )
+    require_expendable(agent, "it makes a network of its own")
     if not agent.make_wire():
         raise MissingCapabilityError(
             "vhost-net", "the host's kernel needs CONFIG_TUN and CONFIG_VHOST_NET"

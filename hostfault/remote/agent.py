@@ -8,7 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hostfault.plumbing.deadline import Deadline
-from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, ProtocolError
+from hostfault.plumbing.errors import (
+    ConnectionLostError,
+    HostfaultError,
+    MissingCapabilityError,
+    ProtocolError,
+)
 from hostfault.remote.shell import Stream
 
 SLICE = 0.3  # seconds between two checks that the host still lives
@@ -421,3 +426,9 @@ class Agent:
                 self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
+
+
+def require_expendable(agent: Agent, why: str) -> None:
+    """Raise :class:`MissingCapabilityError` with the reason where the machine may not be harmed."""
+    if not agent.may_hurt():
+        raise MissingCapabilityError("emulated-host", f"{why}: use --host emulated")
