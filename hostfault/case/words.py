@@ -7,7 +7,7 @@ import re
 import signal
 from collections.abc import Iterator
 
-from hostfault.case.model import Ended, Observation, Outcome
+from hostfault.case.model import PLAIN, Ended, Observation, Outcome, Scenario
 
 GUEST_OOPS = re.compile(
     r"Kernel panic - not syncing|Oops: |kernel BUG at |BUG: unable to handle|"
@@ -42,6 +42,17 @@ def probe_line(observation: Observation) -> str:
         gone = ", and it is gone" if observation.probe.ended else ""
         return f"probe: no outcome, last step: {last}{gone}"
     return f"probe: {outcome.kind} {outcome.value:#x}, last step: {last}"
+
+
+def guest_in_words(scenario: Scenario, on: str, off: str) -> str:
+    """What kind of guest, and under which condition, where it is not the usual one.
+
+    ``on`` and ``off`` are how it is told whether it uses asynchronous page faults.
+    """
+    words = [on if scenario.async_pf else off]
+    words += [f"{scenario.vcpus} vCPUs"] * (scenario.vcpus != 1)
+    words += [scenario.condition] * (scenario.condition != PLAIN)
+    return ", ".join(words)
 
 
 def who(observation: Observation) -> str:

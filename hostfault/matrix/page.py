@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from hostfault.case.model import PLAIN, RecoveryKind, Scenario, VerdictKind
+from hostfault.case.model import RecoveryKind, Scenario, VerdictKind
+from hostfault.case.words import guest_in_words
 from hostfault.matrix.compare import pairs
 from hostfault.matrix.result import ERROR, CellResult, Run, cells_of, has_page, is_right
 from hostfault.plugin.cases import case_id
@@ -135,10 +136,7 @@ def lines(runs: Sequence[Run]) -> list[AlikeCells]:
 
 def configuration_of(cell: Scenario) -> str:
     """What kind of guest, as in a case's id."""
-    words = ["apf" if cell.async_pf else "noapf"]
-    words += [f"{cell.vcpus} vCPUs"] * (cell.vcpus != 1)
-    words += [cell.condition] * (cell.condition != PLAIN)
-    return ", ".join(words)
+    return guest_in_words(cell, "apf", "noapf")
 
 
 def _answer(run: Run, cell: Scenario) -> str:

@@ -41,7 +41,8 @@ SQUARE = 0.19  # inches
 GAP = 1  # squares between two backings
 LETTER = 0.42  # squares that one of a backing's name takes
 NAMES = 6.5  # squares that the names of faults take, left of the first backing
-HEAD = 10.6  # squares that the names of backings and accesses take, above each kernel
+HEAD = 3.2  # squares that a kernel's and its backings' names take, above those of accesses
+SMALL = 0.24  # squares that one letter of an access's name takes
 LEGEND = 0.9  # inches
 
 ColumnKey = tuple[str, str]  # backing, and access with the kind of guest
@@ -54,7 +55,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     """
     plt = _pyplot()
     columns = columns_of(runs)
-    heights = [HEAD + len(rows_of(run)) for run in runs]
+    heights = [_head(columns) + len(rows_of(run)) for run in runs]
     width = NAMES + max(columns.values()) + 3.0
     size = (width * SQUARE, sum(heights) * SQUARE + LEGEND)
     figure = plt.figure(figsize=size)
@@ -101,11 +102,11 @@ def rows_of(run: Run) -> list[str]:
 
 def _panel(axes: Any, run: Run, columns: Mapping[ColumnKey, int]) -> None:
     """One kernel, with the rows that were measured on it."""
-    rows = rows_of(run)
+    rows, head = rows_of(run), _head(columns)
     axes.set_axis_off()
     axes.set_xlim(-NAMES - 0.5, max(columns.values()) + 2.5)
-    axes.set_ylim(len(rows) - 0.5, -HEAD - 0.5)
-    axes.text(-NAMES, -HEAD + 0.6, run.kernel, fontsize=11, fontweight="bold", va="center")
+    axes.set_ylim(len(rows) - 0.5, -head - 0.5)
+    axes.text(-NAMES, -head + 0.6, run.kernel, fontsize=11, fontweight="bold", va="center")
     for y, fault in enumerate(rows):
         axes.text(-0.8, y, fault, fontsize=7, ha="right", va="center")
         axes.plot([-0.5, max(columns.values()) + 0.5], [y, y], color="#dddddd", lw=0.4, zorder=0)
@@ -116,15 +117,21 @@ def _panel(axes: Any, run: Run, columns: Mapping[ColumnKey, int]) -> None:
         _square(axes, x, y, result.verdict, result.recovery)
 
 
+def _head(columns: Mapping[ColumnKey, int]) -> float:
+    """Squares above each kernel's rows: the longest name of a column is upright there."""
+    return HEAD + SMALL * max(len(access) for _, access in columns)
+
+
 def _name_columns(axes: Any, columns: Mapping[ColumnKey, int]) -> None:
     """A backing above its accesses, and a line below its name, as wide as they are."""
+    head = _head(columns)
     extents: dict[str, list[int]] = {}
     for (backing, access), x in columns.items():
         extents.setdefault(backing, []).append(x)
         axes.text(x, -0.7, access, fontsize=6, rotation=90, ha="center", va="bottom")
     for backing, (first, *_, last) in ((key, [*at, at[-1]]) for key, at in extents.items()):
-        axes.text(first - 0.45, -HEAD + 1.8, backing, fontsize=7, fontweight="bold", va="center")
-        axes.plot([first - 0.45, last + 0.45], [-HEAD + 2.4] * 2, color="black", linewidth=0.6)
+        axes.text(first - 0.45, -head + 1.8, backing, fontsize=7, fontweight="bold", va="center")
+        axes.plot([first - 0.45, last + 0.45], [-head + 2.4] * 2, color="black", linewidth=0.6)
 
 
 def _square(axes: Any, x: int, y: int, verdict: str, recovery: str) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hostfault.case.model import PLAIN, STOCK, Scenario
+from hostfault.case.model import STOCK, Scenario
 from hostfault.case.record import LabFacts
+from hostfault.case.words import guest_in_words
 
 Tone = Literal["good", "known", "bad", "plain"]
 
@@ -86,14 +87,6 @@ def _cells(row: Row) -> tuple[str, str, str, str, str]:
         scenario.backing,
         scenario.fault,
         scenario.access,
-        _guest(scenario),
+        guest_in_words(scenario, "async-pf", "no-async-pf"),
         row.word,
     )
-
-
-def _guest(scenario: Scenario) -> str:
-    """What kind of guest, and under which condition, if it is not the usual one."""
-    words = ["async-pf" if scenario.async_pf else "no-async-pf"]
-    words += [f"{scenario.vcpus} vCPUs"] * (scenario.vcpus != 1)
-    words += [scenario.condition] * (scenario.condition != PLAIN)
-    return ", ".join(words)
