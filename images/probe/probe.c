@@ -12,7 +12,7 @@
  * for a line "go" on its standard input, touches the byte at --offset, by exactly one instruction or
  * one system call, and says what became of it. --first is --offset unless it is given. No other
  * page of the mapping is touched. With --task it stays on the last vCPU, or another process moves it
- * from one vCPU to the next every two milliseconds, from before it maps the file.
+ * from one vCPU to the next again and again, from before it maps the file.
  *
  * Each line of its output is a JSON object with a "step"; addresses are text in hexadecimal:
  *
@@ -166,6 +166,7 @@ static int parse(int count, char **words, struct request *request)
 			break;
 		case 't':
 			request->task = optarg;
+			fine &= !strcmp(optarg, "pinned") || !strcmp(optarg, "migrating");
 			break;
 		default:
 			return 0;

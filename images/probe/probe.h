@@ -40,7 +40,7 @@ struct access {
 	const void *rip; /* of the touching instruction; NULL if the kernel has it */
 } __attribute__((aligned(64))); /* so that the section is an array, whatever the linker adds */
 
-/* Place this task: "" anywhere, "pinned", "migrating"; returns -1 with an errno if that can't be. */
+/* Place this task: "" anywhere, "pinned", else migrating; -1 with an errno if that can't be. */
 int place_task(const char *how);
 
 enum { ACROSS = 16 }; /* bytes, half of them before the page */
