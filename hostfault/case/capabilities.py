@@ -15,7 +15,10 @@ CAPABILITIES: Mapping[str, str] = {
     "uffd-poison": "a host's kernel with UFFDIO_POISON, which came with Linux 6.6",
     "cgroup": "a host's kernel with the memory and the hugetlb controller of cgroup2",
     "loop": "a host's kernel with CONFIG_BLK_DEV_LOOP",
+    "vhost-net": "a host's kernel with CONFIG_TUN and CONFIG_VHOST_NET",
+    "nested-virtualization": "guests in a guest: kvm-amd of its kernel, nested=1 of the host's",
     "ivshmem": "a QEMU that was built with ivshmem-plain",
+    "qemu-trace": "a QEMU that was built with its trace events, for the condition dirty-log",
     "kvm": "that this machine's own kernel is tested, not one in an emulated host",
 }
 """The names that ``--require`` takes, and what each of them stands for."""

@@ -34,7 +34,9 @@ class DirtyLog(Plain):
         """Begin to measure how many pages the guest dirties."""
         traced = testbed.recorder.execute("trace-event-get-state", {"name": EVENT})
         if traced[0]["state"] == "unavailable":
-            raise MissingCapabilityError("tracing", f"QEMU was built without trace event {EVENT}")
+            raise MissingCapabilityError(
+                "qemu-trace", f"QEMU was built without trace event {EVENT}"
+            )
         testbed.recorder.execute("trace-event-set-state", {"name": EVENT, "enable": True})
         testbed.recorder.execute("calc-dirty-rate", {"calc-time": SECONDS, "mode": "dirty-bitmap"})
 
