@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hostfault.case.model import VerdictKind
+from hostfault.check.plan import SITUATIONS
+
 PROJECT = Path(__file__).parents[3]
 
 
@@ -23,3 +26,17 @@ def test_every_command_that_a_document_names_exists() -> None:
     for document in PROJECT.glob("docs/*.md"):
         for command in set(re.findall(r"\bci/[a-z-]+", document.read_text())):
             assert (PROJECT / command).exists(), f"{command}, in {document.name}"
+
+
+def test_the_run_of_each_verdict_is_a_case_of_that_truth_and_was_kept() -> None:
+    rows = re.findall(
+        r"^\| `([a-z-]+)` \| `([a-z-]+)` \|.*\| `([\w.-]+)\.json` \|$",
+        (PROJECT / "docs" / "verdicts.md").read_text(),
+        re.MULTILINE,
+    )
+    truth = {each.name: each.truth for each in SITUATIONS}
+    assert sorted(verdict for verdict, _, _ in rows) == sorted(VerdictKind)
+    for verdict, situation, kept in rows:
+        assert truth[situation] == verdict
+        assert kept.startswith(f"{verdict}.")
+        assert (PROJECT / "tests" / "observations" / f"{kept}.json").exists()
