@@ -28,7 +28,7 @@ from hostfault.run.lab import Lab
 from hostfault.witness import build, compare, tap
 from hostfault.witness.machine import run_selftest
 
-STOCK = ("6.1", "6.12", "6.18", "7.2", "7.3.4")
+STOCK = ("6.1", "6.12", "6.16", "6.17", "6.18", "7.2", "7.3.4")
 KEEP = {"selftest-trees": 256 << 20, "selftests": 64 << 20}  # bytes that the cache keeps of each
 
 
