@@ -29,6 +29,11 @@ def mirror() -> str:
     return os.environ.get("HOSTFAULT_MIRROR", "http://deb.debian.org/debian")
 
 
+def archive(suite: str) -> str:
+    """Where a suite is: Debian has its security suites in an archive beside the mirror's."""
+    return f"{mirror()}-security" if suite.endswith("-security") else mirror()
+
+
 def fetch_packages(cache: Cache, suite: str, packages: Sequence[str]) -> Path:
     """A directory with the content of some packages of a suite, e.g. headers or sources.
 
@@ -89,7 +94,7 @@ def _private_apt(work: Path, suite: str, kind: str = "deb") -> dict[str, str]:
         (work / folder).mkdir(parents=True)
     (work / "status").touch()
     (work / "sources.list").write_text(
-        f"{kind} [arch=amd64 signed-by={KEYRING}] {mirror()} {suite} main\n"
+        f"{kind} [arch=amd64 signed-by={KEYRING}] {archive(suite)} {suite} main\n"
     )
     settings = {
         "Dir::State": f"{work}/state",
@@ -129,11 +134,11 @@ def explained(error: LaunchError, wanted: str, suite: str) -> Exception:
         return error
     if "is not signed" in error.log_tail or "BADSIG" in error.log_tail:
         return SetupError(
-            f"the signature of {suite} at {mirror()} could not be verified, so {wanted} was not "
-            f"fetched: apt-get install --only-upgrade debian-archive-keyring\n{error}"
+            f"the signature of {suite} at {archive(suite)} could not be verified, so {wanted} "
+            f"was not fetched: apt-get install --only-upgrade debian-archive-keyring\n{error}"
         )
     return CacheMissError(
-        f"not in the cache: {wanted}; and {suite} at {mirror()} cannot be read: "
+        f"not in the cache: {wanted}; and {suite} at {archive(suite)} cannot be read: "
         f"connect to the network (HOSTFAULT_MIRROR names another mirror)\n{error}"
     )
 
@@ -156,11 +161,11 @@ def _download(
     except LaunchError as error:
         if re.search("Unable to (?:locate|find a source) package", error.log_tail):
             raise SetupError(
-                f"{suite} at {mirror()} has not all of {', '.join(packages)} (any more): "
+                f"{suite} at {archive(suite)} has not all of {', '.join(packages)} (any more): "
                 f"see what it has, and mend kernels/catalog.toml\n{error}"
             ) from error
         if "No space left on device" in error.log_tail:
             raise
         raise CacheMissError(
-            f"{', '.join(packages)} could not be downloaded from {mirror()}\n{error}"
+            f"{', '.join(packages)} could not be downloaded from {archive(suite)}\n{error}"
         ) from error

@@ -39,12 +39,16 @@ def boots(
 ) -> list[Boot]:
     """Boot each kernel so many times on that CPU; ``folder`` gets the logs.
 
-    Raises :class:`HostfaultError` where a kernel or an image cannot be had.
+    Raises :class:`HostfaultError` where a kernel or an image cannot be had, before anything boots:
+    the boots of many kernels take hours.
     """
-    found = []
-    for kernel in kernels:
-        with Lab(Settings(host="emulated", cpu=cpu, host_kernel=kernel)) as lab:
+    asked = [Settings(host="emulated", cpu=cpu, host_kernel=kernel) for kernel in kernels]
+    for settings in asked:
+        with Lab(settings) as lab:
             lab.facts()
+    found = []
+    for kernel, settings in zip(kernels, asked, strict=True):
+        with Lab(settings) as lab:
             assert isinstance(lab.host, EmulatedHost)
             for number in range(1, count + 1):
                 boot = _boot(lab.host, kernel, folder / f"{kernel}-{number}")

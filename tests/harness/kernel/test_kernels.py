@@ -27,6 +27,7 @@ APT = """#!/bin/sh
 home=$(dirname "$0")
 echo "$@" >>"$home/calls"
 cat "$APT_CONFIG" >"$home/configuration"
+cat "$(dirname "$APT_CONFIG")/sources.list" >"$home/sources"
 shift
 case $1 in
 update) if [ -e "$home/broken" ]; then cat "$home/broken" >&2; exit 100; fi ;;
@@ -175,6 +176,18 @@ def test_a_signature_that_cannot_be_verified_is_not_called_a_dead_network(
 def test_a_package_that_left_the_mirror_is_named(apt: Path, cache: Cache) -> None:
     with pytest.raises(SetupError, match="linux-image-test"):
         resolve("6.6", cache)
+
+
+def test_a_kernel_of_a_security_suite_comes_from_its_own_archive(
+    apt: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOSTFAULT_MIRROR", "http://mirror/debian")
+    for suite in ("trixie", "trixie-security"):
+        with pytest.raises(SetupError, match="has not all of headers") as caught:
+            fetch.fetch_packages(cache, suite, ["headers"])
+        place = "http://mirror/debian-security" if "-" in suite else "http://mirror/debian"
+        assert f"{suite} at {place} has not all" in str(caught.value)
+        assert f"{place} {suite} main" in (apt / "sources").read_text()
 
 
 def test_a_missing_keyring_is_asked_for(

@@ -58,7 +58,19 @@ class ScriptedLab:
         """Nothing was begun."""
 
     def facts(self) -> None:
-        """All is there."""
+        """All is there but for this kernel."""
+        if self.asked[-1].host_kernel == "9.9":
+            raise SetupError("no such kernel")
+
+
+def test_a_kernel_that_cannot_be_had_is_an_error_before_anything_boots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = ScriptedHost([None])
+    monkeypatch.setattr(module, "Lab", ScriptedLab(host))
+    with pytest.raises(SetupError, match="no such kernel"):
+        boots(["6.17", "9.9"], 1, tmp_path, print)
+    assert not host.__dict__["folders"]
 
 
 def test_a_boot_that_fails_is_counted_and_not_tried_again(
@@ -108,7 +120,7 @@ def test_boots_are_of_the_cpu_that_was_asked_for(
     monkeypatch.setattr(module, "Lab", lab)
     for cpu in CPUS:
         boots(["6.18"], 1, tmp_path, lambda _: None, cpu)
-    assert [settings.cpu for settings in lab.asked] == list(CPUS)
+    assert list(dict.fromkeys(settings.cpu for settings in lab.asked)) == list(CPUS)
 
 
 @pytest.mark.parametrize(("why", "code"), [("", 0), ("lost", 1)])
