@@ -23,7 +23,7 @@ from hostfault.case.folder import GUEST_QMP, HOST_SERIAL
 from hostfault.case.model import Ended, Event, Kernel, Scenario
 from hostfault.guest import boot, probe
 from hostfault.host.outer import OuterMachine, OuterSpec
-from hostfault.host.outer_qemu import GUEST_SSH_PORT, Sockets
+from hostfault.host.outer_qemu import DYING, GUEST_SSH_PORT, Sockets
 from hostfault.host.testbed import (
     AGENT_CALLS,
     ATTEMPTS,
@@ -38,7 +38,7 @@ from hostfault.host.testbed import (
 )
 from hostfault.image.qemu import PROGRAM
 from hostfault.plumbing.cache import Cache, key_of, no_space
-from hostfault.plumbing.deadline import Deadline
+from hostfault.plumbing.deadline import Deadline, poll
 from hostfault.plumbing.errors import (
     ConnectionLostError,
     DeadlineError,
@@ -230,7 +230,7 @@ class Configuration:
             self._agent(machine, 60.0).hello()
             agent = self._agent(machine)
             watch.lap("host boot")
-            stack.enter_context(self._logs_kept_if_it_fails(agent, failed))
+            stack.enter_context(self._told_if_it_fails(machine, agent, failed))
             python = dataclasses.replace(PYTHON, on_tcg=self._on_tcg, instead=self._virtiofsd)
             self._backing.start(agent, DIRECTORY, python)
             recorder = stack.enter_context(self._recorder(folder))
@@ -316,12 +316,19 @@ class Configuration:
         return Deadline(seconds * self._spec.slowness, what)
 
     @contextmanager
-    def _logs_kept_if_it_fails(self, agent: Agent, folder: Path) -> Iterator[None]:
-        """The next attempt has logs of its own, so put those of this one where they stay."""
+    def _told_if_it_fails(
+        self, machine: OuterMachine, agent: Agent, folder: Path
+    ) -> Iterator[None]:
+        """The next attempt has logs of its own, so put those of this one where they stay.
+
+        Where a connection broke, the reason may be that the whole machine came to an end.
+        """
         try:
             yield
-        except HostfaultError:
+        except HostfaultError as error:
             keep_logs(agent, self._backing, self._policy, folder)
+            if isinstance(error, ConnectionLostError):
+                check_ended(machine)
             raise
 
 
@@ -358,6 +365,20 @@ class EmulatedLife:
         except DeadlineError:
             return False
         return True
+
+
+def check_ended(machine: OuterMachine) -> None:
+    """Raise :class:`HostfaultError` if a machine has ended whose connections are broken.
+
+    Its emulator closes them some time before it can be seen to have ended.
+    """
+    try:
+        ended = poll(Deadline(DYING, "the emulated host's end"), machine.ended)
+    except DeadlineError:
+        return
+    why = [str(e.data.get("reason")) for e in machine.events() if e.name == "SHUTDOWN"]
+    said = f" (QMP SHUTDOWN: {', '.join(why)})" if why else ""
+    raise HostfaultError(f"the emulated host ended while its guest booted{said}\n{ended.words}")
 
 
 def prove_kernel(agent: Agent, kernel: Kernel) -> None:

@@ -14,9 +14,10 @@ from typing import Any, cast
 
 import pytest
 
-from hostfault.case.model import HostImage, Kernel, Qemu, Scenario
+from hostfault.case.model import Ended, Event, HostImage, Kernel, Qemu, Scenario
 from hostfault.guest.policy import VmmPolicy
-from hostfault.host.emulated import Configuration, EmulatedHost
+from hostfault.host import emulated
+from hostfault.host.emulated import Configuration, EmulatedHost, check_ended
 from hostfault.host.outer_qemu import MachineSpec
 from hostfault.host.testbed import ATTEMPTS, Added, Testbed
 from hostfault.plumbing.cache import Cache
@@ -177,3 +178,30 @@ def test_a_host_that_kvm_runs_has_a_snapshot_of_its_own(cache: Cache, tmp_path: 
     for accelerator in ("tcg", "kvm", "tcg", "kvm"):
         fork(script, cache, tmp_path, accelerator=accelerator)
     assert (script.booted, script.loaded) == (2, 4)
+
+
+class Reset:
+    """A machine that has reset itself; that can be seen a moment after its lines broke."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def ended(self) -> Ended | None:
+        self.looks -= 1
+        return Ended(0, None, "READY") if self.looks < 0 else None
+
+    def events(self) -> tuple[Event, ...]:
+        return (Event("SHUTDOWN", 1.0, {"guest": True, "reason": "guest-reset"}, host=True),)
+
+
+def test_a_line_that_broke_because_the_host_reset_itself_is_told_as_that() -> None:
+    words = r"host ended while its guest booted \(QMP SHUTDOWN: guest-reset\)\nREADY"
+    with pytest.raises(HostfaultError, match=words):
+        check_ended(cast("Any", Reset(looks=2)))
+
+
+def test_a_line_that_broke_in_a_host_that_lives_is_told_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(emulated, "DYING", 0.1)
+    check_ended(cast("Any", Reset(looks=1000)))
