@@ -31,7 +31,7 @@ def mirror() -> str:
 
 def archive(suite: str) -> str:
     """Where a suite is: Debian has its security suites in an archive beside the mirror's."""
-    return f"{mirror()}-security" if suite.endswith("-security") else mirror()
+    return f"{mirror().rstrip('/')}-security" if suite.endswith("-security") else mirror()
 
 
 def fetch_packages(cache: Cache, suite: str, packages: Sequence[str]) -> Path:

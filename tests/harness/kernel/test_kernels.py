@@ -181,11 +181,11 @@ def test_a_package_that_left_the_mirror_is_named(apt: Path, cache: Cache) -> Non
 def test_a_kernel_of_a_security_suite_comes_from_its_own_archive(
     apt: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOSTFAULT_MIRROR", "http://mirror/debian")
+    monkeypatch.setenv("HOSTFAULT_MIRROR", "http://mirror/debian/")
     for suite in ("trixie", "trixie-security"):
         with pytest.raises(SetupError, match="has not all of headers") as caught:
             fetch.fetch_packages(cache, suite, ["headers"])
-        place = "http://mirror/debian-security" if "-" in suite else "http://mirror/debian"
+        place = "http://mirror/debian-security" if "-" in suite else "http://mirror/debian/"
         assert f"{suite} at {place} has not all" in str(caught.value)
         assert f"{place} {suite} main" in (apt / "sources").read_text()
 
