@@ -125,7 +125,7 @@ class MachineSpec:
             *("-device", "virtio-blk-pci,drive=root"),
             *("-netdev", ",".join(("user,id=net,restrict=on", *forwards))),
             *("-device", "virtio-net-pci,netdev=net,romfile="),
-            *("-device", "pvpanic-pci", "-action", "panic=pause"),
+            *("-device", "pvpanic-pci", "-action", "panic=pause,shutdown=pause"),
             *("-chardev", f"file,id=serial,path={serial},append=on", "-serial", "chardev:serial"),
             *("-chardev", f"socket,id=qmp,fd={fds.qmp},server=on,wait=off"),
             *("-mon", "chardev=qmp,mode=control"),
@@ -241,16 +241,34 @@ class Machine:
         self._scheduling.look()
         code = self._child.poll()
         if code is not None:
-            if code == 0 and self._guest_shut_down():
-                return Ended(code, None, self._serial.text())
             words = self._serial.text() + tail(self._log)
             raise LaunchError("the emulated host's QEMU", _argv(self._child), code, words)
-        if any(event.name == "GUEST_PANICKED" for event in self.recorder.events()):
-            words = self._serial.text()
-            if LOCKUP in words:
-                self._check_it_was_let_run("its watchdog reported a lockup")
-            return Ended(None, None, words)
+        for event in self.recorder.events():
+            if event.name == "GUEST_PANICKED":
+                words = self._serial.text()
+                if LOCKUP in words:
+                    self._check_it_was_let_run("its watchdog reported a lockup")
+                return Ended(None, None, words)
+            if event.name == "SHUTDOWN":
+                return self._shut_down(str(event.data.get("reason", "")))
         return None
+
+    def _shut_down(self, reason: str) -> Ended:
+        """What to record for a machine that QEMU has stopped for good (QAPI run-state.json).
+
+        Reasons of the guest's own begin with "guest-"; raises :class:`HostfaultError` for another.
+        Where it reset itself, which a triple fault does, only the registers can tell why.
+        """
+        if not reason.startswith("guest-"):
+            raise HostfaultError(f"the emulated host's QEMU was told to end (SHUTDOWN: {reason})")
+        registers = self._registers() if reason == "guest-reset" else ""
+        return Ended(None, None, registers + self._serial.text())
+
+    def _registers(self) -> str:
+        try:
+            return f"{self.recorder.monitor('info registers -a')}\n"
+        except HostfaultError as error:
+            return f"no registers: {error}\n"
 
     def _guest_qmp_is_closed(self) -> bool:
         """Whether the guest's QEMU has closed its end (event VSERPORT_CHANGE, QAPI char.json)."""
@@ -268,17 +286,6 @@ class Machine:
                 f"{silence}, which says nothing of the host's kernel, as its QEMU did not get to "
                 f"run: {trouble}"
             )
-
-    def _guest_shut_down(self) -> bool:
-        """Whether QEMU said that it ends because the machine reset itself or switched itself off.
-
-        (QAPI run-state.json: reasons of the guest's own begin with "guest-".)
-        """
-        try:
-            event = self.recorder.wait_for("SHUTDOWN", Deadline(2.0, "the reason of the end"))
-        except DeadlineError:
-            return False
-        return str(event.data.get("reason", "")).startswith("guest-")
 
     def hung(self, words: str) -> Ended:
         """What to record for a host that runs and does not answer.

@@ -85,7 +85,7 @@ def test_a_host_does_not_come_up_because_an_earlier_one_did(log: Path) -> None:
 
 def test_an_init_that_gives_up_says_why(log: Path) -> None:
     words = "noise\nHOSTFAULT-ERROR kvm: version magic '7.3.4' should be '7.3.5'\nmore\n"
-    qemu = PretendedQemu(0, shutdown("guest-shutdown"))
+    qemu = PretendedQemu(None, shutdown("guest-shutdown"))
     with pytest.raises(SetupError, match="HOSTFAULT-ERROR kvm: version magic") as caught:
         machine(log, qemu, words).boot(soon())
     assert "noise" not in str(caught.value)
@@ -123,12 +123,29 @@ def test_the_line_to_the_guests_qemu_is_closed_when_qemu_closes_its_port(log: Pa
         assert machine(log, PretendedQemu(None, *events)).guest_qmp.is_closed() is is_closed
 
 
-def test_a_host_that_resets_itself_has_ended(log: Path) -> None:
-    qemu_log = log.with_name("qemu.log")
-    qemu_log.write_text("$ qemu -append oops=panic\n")
-    ended = machine(log, PretendedQemu(0, shutdown("guest-reset")), "the last words\n").ended()
+def test_a_host_that_resets_itself_has_ended_and_its_registers_may_tell_why(log: Path) -> None:
+    log.with_name("qemu.log").write_text("$ qemu -append oops=panic\n")
+    qemu = RunningQemu(None, shutdown("guest-reset"))
+    ended = machine(log, qemu, "the last words\n").ended()
     assert ended is not None
-    assert ended.words == "the last words\n"  # QEMU's own are none of the host's
+    assert ended.words == "CPU#0\nthe last words\n"  # QEMU's own are none of the host's
+
+
+def test_a_host_that_resets_itself_has_ended_though_its_qemu_gives_no_registers(log: Path) -> None:
+    ended = machine(log, DyingQemu(1, shutdown("guest-reset")), "the last words\n").ended()
+    assert ended is not None
+    assert ended.words == "no registers: QMP hung up\nthe last words\n"
+
+
+def test_a_host_that_switches_itself_off_has_ended(log: Path) -> None:
+    ended = machine(log, RunningQemu(None, shutdown("guest-shutdown")), "the last words\n").ended()
+    assert ended is not None
+    assert ended.words == "the last words\n"
+
+
+def test_a_qemu_that_somebody_told_to_end_says_nothing_of_the_host(log: Path) -> None:
+    with pytest.raises(HostfaultError, match=r"told to end .*host-signal"):
+        machine(log, RunningQemu(None, shutdown("host-signal"))).ended()
 
 
 @pytest.mark.parametrize(
@@ -137,10 +154,10 @@ def test_a_host_that_resets_itself_has_ended(log: Path) -> None:
         PretendedQemu(-9),
         PretendedQemu(1),
         PretendedQemu(0),
-        PretendedQemu(0, shutdown("host-signal")),
+        PretendedQemu(0, shutdown("guest-reset")),
         PretendedQemu(-11, PANIC),
     ],
-    ids=["killed", "failed", "unexplained", "told to", "crashed"],
+    ids=["killed", "failed", "unexplained", "though its machine is stopped", "crashed"],
 )
 def test_the_end_of_qemu_itself_says_nothing_of_the_host(log: Path, qemu: PretendedQemu) -> None:
     with pytest.raises(LaunchError, match="the emulated host's QEMU ended with code"):
@@ -150,8 +167,8 @@ def test_the_end_of_qemu_itself_says_nothing_of_the_host(log: Path, qemu: Preten
 class DyingQemu(PretendedQemu):
     """Killed a moment ago: its sockets are closed, the process is not gone yet."""
 
-    def __init__(self, polls: int) -> None:
-        super().__init__()
+    def __init__(self, polls: int, *events: Event) -> None:
+        super().__init__(None, *events)
         self._polls = polls
 
     def poll(self) -> int | None:
