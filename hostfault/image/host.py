@@ -16,7 +16,9 @@ from pathlib import Path
 
 from hostfault.case.model import HostImage, Kernel
 from hostfault.image.initramfs import lay_out, pack
+from hostfault.image.mend import mend
 from hostfault.image.programs import seal
+from hostfault.image.qemu import PROGRAM
 from hostfault.kernel.fetch import KEYRING, explained, mirror
 from hostfault.kernel.modules import modules_for, some_of
 from hostfault.plumbing.cache import Cache, disk_usage, key_of
@@ -37,7 +39,7 @@ SCRATCH = 2 << 30  # bytes of the disk left free for the run; holes on our own d
 BUILD_PATIENCE = 1800.0  # seconds for mmdebstrap, on a slow network
 BUILD_ROOM = 768 << 20  # bytes that mmdebstrap may need while it works; 420 MiB were seen
 _FOLDERS = ("proc", "sys", "dev", "new", "payload")
-_LAYOUT = "2"  # change it when this module makes the same recipe into something else
+_LAYOUT = "3"  # change it when this module makes the same recipe into something else
 
 
 def host_image(cache: Cache) -> HostImage:
@@ -68,7 +70,9 @@ def _build_root(place: Path) -> None:
     )
     archive.unlink()
     _make_disk(root, place / "disk.ext4")
-    seal(root)  # after that: in the emulated host QEMU is at home and runs as Debian made it
+    # After that: in the emulated host QEMU is at home and runs as Debian made it.
+    seal(root)
+    mend(root / f"usr/bin/{PROGRAM}")
 
 
 def _bootstrap(archive: Path) -> None:
