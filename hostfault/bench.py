@@ -30,6 +30,7 @@ from hostfault.plugin.cases import case_id
 from hostfault.plumbing.cache import Cache
 from hostfault.plumbing.deadline import now, wall_clock
 from hostfault.plumbing.errors import HostfaultError
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.progress import heard_by
 from hostfault.plumbing.project import PROJECT
 from hostfault.run.boots import boots, boots_table
@@ -271,4 +272,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main, "ci/bench", trouble=3)

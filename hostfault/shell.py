@@ -24,6 +24,7 @@ from hostfault.case.settings import CPUS, Settings
 from hostfault.case.words import last_line
 from hostfault.host.testbed import Testbed
 from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, UsageError
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.progress import heard_by
 from hostfault.remote.ssh import SshShell
 from hostfault.run.lab import Lab
@@ -184,4 +185,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main, "ci/shell", trouble=TROUBLE)

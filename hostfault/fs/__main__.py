@@ -38,6 +38,7 @@ from hostfault.plumbing.errors import (
     HostfaultError,
     UsageError,
 )
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.progress import heard_by
 from hostfault.run.lab import Lab
 
@@ -379,4 +380,4 @@ def exit_code(outcomes: Sequence[PartOutcome]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main, "ci/fs", trouble=2)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from hostfault.case.settings import Settings
 from hostfault.plumbing.errors import HostfaultError
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.progress import heard_by
 from hostfault.plumbing.project import PROJECT
 from hostfault.run.lab import Lab
@@ -109,4 +110,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main, "told", trouble=3)

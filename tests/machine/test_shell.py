@@ -29,6 +29,17 @@ def test_a_command_in_the_guest_sees_the_dax_mount_and_its_code_is_ours() -> Non
     assert left() <= before, "a directory is left"
 
 
+def test_a_shell_that_is_told_to_end_leaves_nothing() -> None:
+    before = left()
+    line = [*SHELL, "--guest", "--run", "echo it runs; sleep 600"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        read_until(child.stdout.fileno(), "it runs", Deadline(SOON, "the command to run"))
+        child.terminate()
+        assert child.wait(20.0) == 130
+    assert left() <= before, "a directory is left"
+
+
 def test_a_command_in_the_host_has_the_tracepoints_at_hand() -> None:
     line = [*SHELL, "--host", "--run", "ls /sys/kernel/tracing/events/kvm; uname -r"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=SOON, check=False)
