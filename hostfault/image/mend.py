@@ -6,8 +6,8 @@ vector in ``exception_index`` (``helper_vmrun()`` of target/i386/tcg/system/svm_
 (``exit_request``), and no interrupt is pending in that moment, ``cpu_handle_interrupt()`` of
 accel/tcg/cpu-exec.c keeps what is there, and ``cpu_handle_exception()`` delivers the vector once
 more, as an exception: into the guest's handler of that very interrupt, interrupts on or off. The
-guest hangs or resets itself. With QMP ``stop`` and ``cont`` 70 times a second no guest boots; on a
-machine with more work than cores it may happen by itself.
+guest hangs. With QMP ``stop`` and ``cont`` 70 times a second no guest boots; on a machine with more
+work than cores it may happen by itself.
 
 The vector has no use there besides a debug log, so in our copy nothing is stored. In the source,
 the line that stores it would have to go.

@@ -1,8 +1,7 @@
 """A guest outlives an emulated host that is stopped and continued all the time.
 
 Each stop makes QEMU's thread of a CPU leave its loop wherever it is, as events of a busy machine do
-now and then. See hostfault/image/mend.py: without what is mended there, the guest hangs or resets
-itself after a few hundred stops.
+now and then. See hostfault/image/mend.py: without what is mended there, the guest hangs.
 """
 
 from __future__ import annotations
