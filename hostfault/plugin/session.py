@@ -6,11 +6,9 @@ The scenario runs in a fixture and the test only asserts, so that harness troubl
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import suppress
-from types import FrameType
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -32,6 +30,7 @@ from hostfault.plugin.summary import (
 )
 from hostfault.plugin.workers import row_of_worker
 from hostfault.plumbing.errors import HostfaultError, SetupError, UsageError
+from hostfault.plumbing.program import torn_down_by_signals
 from hostfault.plumbing.text import harmless
 from hostfault.report import artifacts
 from hostfault.report.table import Row, Tone
@@ -74,22 +73,9 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(HostfaultSession(config, settings), HostfaultSession.NAME)
     if threading.current_thread() is threading.main_thread():
-        _end_by_sigterm_as_by_ctrl_c(config)
-
-
-def _end_by_sigterm_as_by_ctrl_c(config: pytest.Config) -> None:
-    """Let SIGTERM tear down what runs, as Ctrl-C does; a second one changes nothing."""
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-
-    def restore() -> None:
-        signal.signal(signal.SIGTERM, before)
-
-    config.add_cleanup(restore)
+        handlers = ExitStack()
+        handlers.enter_context(torn_down_by_signals())
+        config.add_cleanup(handlers.close)
 
 
 _TROUBLE: dict[str, tuple[str, Tone]] = {"skipped": ("SKIP", "plain"), "failed": ("ERROR", "bad")}

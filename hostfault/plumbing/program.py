@@ -29,7 +29,7 @@ def end_with(
     SIGTERM and SIGHUP are, too.
     """
     try:
-        with _torn_down_by_signals():
+        with torn_down_by_signals():
             code = main()
         sys.exit(code)
     except HostfaultError as error:
@@ -42,7 +42,7 @@ def end_with(
 
 
 @contextmanager
-def _torn_down_by_signals() -> Iterator[None]:
+def torn_down_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP tear down what runs, as Ctrl-C does; a second one changes nothing."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -420,7 +420,8 @@ def test_an_error_of_the_system_while_cleaning_up_hides_no_verdict(suite: pytest
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
-def test_sigterm_tears_down_like_ctrl_c(suite: pytest.Pytester) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_tears_down_like_ctrl_c(suite: pytest.Pytester, number: signal.Signals) -> None:
     suite.makeconftest(
         CONFTEST + "\ndef run(self, test, scenario, folder):\n"
         "    import os, select\n"
@@ -428,16 +429,20 @@ def test_sigterm_tears_down_like_ctrl_c(suite: pytest.Pytester) -> None:
         "    select.select([], [], [], 60)\n"
         "FakeLab.run = run\n"
     )
-    child = suite.popen(
-        [*suite._getpytestargs(), *ONE],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    before = signal.signal(number, signal.SIG_DFL)  # nohup(1) may have had it ignored
+    try:
+        child = suite.popen(
+            [*suite._getpytestargs(), *ONE],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+    finally:
+        signal.signal(number, before)
     running = suite.path / "running"
     deadline = Deadline(30.0, "the inner pytest to run its test")
     poll(deadline, lambda: (running.exists() and running.read_text()) or None)
-    child.send_signal(signal.SIGTERM)
+    child.send_signal(number)
     output, _ = child.communicate(timeout=30)
     assert child.returncode == pytest.ExitCode.INTERRUPTED
     assert b"not finished" in output
