@@ -12,7 +12,6 @@ import dataclasses
 import json
 import logging
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from hostfault.case.settings import Settings
 from hostfault.host.testbed import Host
 from hostfault.kernel.catalog import newest
 from hostfault.plumbing.errors import HostfaultError, UsageError
+from hostfault.plumbing.program import end_with
 from hostfault.plumbing.project import PROJECT
 from hostfault.run.lab import Lab
 from hostfault.study import plan, run, write
@@ -36,25 +36,16 @@ ATTEMPTS = 3  # of a run in which the harness fails
 def main(words: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     options = _parse(words)
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)  # ignored in a shell's background job otherwise
     # A connection that is tried again is no news.
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)
     cells = plan.quick() if options.quick else plan.full()
     results = FOLDER / ("quick.jsonl" if options.quick else "full.jsonl")
-    try:
-        if not options.write:
-            _measure(_chosen(cells, options.only), results, dict(options.kernel))
-        _tell(cells, load(results))
-        if not options.quick and not options.only:
-            for path in write.write(cells, load(results), DOCUMENT):
-                _say(f"written: {path.relative_to(PROJECT)}")
-    except HostfaultError as error:
-        sys.stderr.write(f"error-table: {error}\n")
-        return 3
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\nerror-table: stopped; {results} keeps what was measured\n")
-        return 130
+    if not options.write:
+        _measure(_chosen(cells, options.only), results, dict(options.kernel))
+    _tell(cells, load(results))
+    if not options.quick and not options.only:
+        for path in write.write(cells, load(results), DOCUMENT):
+            _say(f"written: {path.relative_to(PROJECT)}")
     return 0
 
 
@@ -86,10 +77,6 @@ def _result(data: Mapping[str, object]) -> StudyRun:
     values = {name: tuple(item) if name in lists else item for name, item in data.items()}  # type: ignore[arg-type]
     # Earlier runs did not tell apart whose exit it was.
     return run.told_apart(StudyRun(**values))  # type: ignore[arg-type]
-
-
-def _stop(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -198,4 +185,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main, "error-table", trouble=3, stopped="stopped; what was measured is kept")
