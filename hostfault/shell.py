@@ -23,7 +23,7 @@ from hostfault.case.model import Scenario
 from hostfault.case.settings import CPUS, Settings
 from hostfault.case.words import last_line
 from hostfault.host.testbed import Testbed
-from hostfault.plumbing.errors import ConnectionLostError, HostfaultError, UsageError
+from hostfault.plumbing.errors import ConnectionLostError, UsageError
 from hostfault.plumbing.program import end_with
 from hostfault.plumbing.progress import heard_by
 from hostfault.remote.ssh import SshShell
@@ -37,13 +37,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Parse the command line, boot or fork, and hand over; returns the exit code."""
     options = _parser().parse_args(words)
     with tempfile.TemporaryDirectory(prefix="hostfault-shell-") as folder:
-        try:
-            return _in_testbed(options, Path(folder))
-        except HostfaultError as error:
-            print(f"ci/shell: {error}", file=sys.stderr)
-            return TROUBLE
-        except KeyboardInterrupt:
-            return 128 + signal.SIGINT
+        return _in_testbed(options, Path(folder))
 
 
 def _parser() -> argparse.ArgumentParser:
