@@ -234,6 +234,7 @@ class Configuration:
             python = dataclasses.replace(PYTHON, on_tcg=self._on_tcg, instead=self._virtiofsd)
             self._backing.start(agent, DIRECTORY, python)
             recorder = stack.enter_context(self._recorder(folder))
+            stack.enter_context(told_if_the_guest_ended(recorder.events))
             launch = GuestLaunch(self._guest_command, self._environment, machine.guest_qmp)
             boot_guest(agent, self._backing, launch, recorder, self._spec.slowness)
             self._policy.prove(agent)
@@ -376,9 +377,29 @@ def check_ended(machine: OuterMachine) -> None:
         ended = poll(Deadline(DYING, "the emulated host's end"), machine.ended)
     except DeadlineError:
         return
-    why = [str(e.data.get("reason")) for e in machine.events() if e.name == "SHUTDOWN"]
-    said = f" (QMP SHUTDOWN: {', '.join(why)})" if why else ""
+    said = _shutdown(machine.events())
     raise HostfaultError(f"the emulated host ended while its guest booted{said}\n{ended.words}")
+
+
+@contextmanager
+def told_if_the_guest_ended(events: Callable[[], Sequence[Event]]) -> Iterator[None]:
+    """Raise :class:`HostfaultError` that names the guest's end first if its QEMU reported one.
+
+    What fails then, a connection or a wait, follows from it, and would not be the same again.
+    """
+    try:
+        yield
+    except HostfaultError as error:
+        if said := _shutdown(events()):
+            words = f"the guest ended while it booted{said}\n{error}"
+            raise HostfaultError(words) from error
+        raise
+
+
+def _shutdown(events: Sequence[Event]) -> str:
+    """The reasons that QMP gave for the end of a machine, to be put behind its name."""
+    why = [str(event.data.get("reason")) for event in events if event.name == "SHUTDOWN"]
+    return f" (QMP SHUTDOWN: {', '.join(why)})" if why else ""
 
 
 def prove_kernel(agent: Agent, kernel: Kernel) -> None:

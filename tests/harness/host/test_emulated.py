@@ -17,7 +17,12 @@ import pytest
 from hostfault.case.model import Ended, Event, HostImage, Kernel, Qemu, Scenario
 from hostfault.guest.policy import VmmPolicy
 from hostfault.host import emulated
-from hostfault.host.emulated import Configuration, EmulatedHost, check_ended
+from hostfault.host.emulated import (
+    Configuration,
+    EmulatedHost,
+    check_ended,
+    told_if_the_guest_ended,
+)
 from hostfault.host.outer_qemu import MachineSpec
 from hostfault.host.testbed import ATTEMPTS, Added, Testbed
 from hostfault.plumbing.cache import Cache
@@ -205,3 +210,19 @@ def test_a_line_that_broke_in_a_host_that_lives_is_told_as_it_is(
 ) -> None:
     monkeypatch.setattr(emulated, "DYING", 0.1)
     check_ended(cast("Any", Reset(looks=1000)))
+
+
+def test_what_failed_because_the_guest_reset_itself_is_told_as_that() -> None:
+    reset = Event("SHUTDOWN", 1.0, {"guest": True, "reason": "guest-reset"})
+    words = r"^the guest ended while it booted \(QMP SHUTDOWN: guest-reset\)\nthe probe ended"
+    with pytest.raises(HostfaultError, match=words), told_if_the_guest_ended(lambda: (reset,)):
+        raise HostfaultError("the probe ended")
+
+
+def test_what_failed_with_a_guest_that_lives_is_told_as_it_is() -> None:
+    resume = Event("RESUME", 1.0)
+    with (
+        pytest.raises(DeadlineError, match="the probe to start"),
+        told_if_the_guest_ended(lambda: (resume,)),
+    ):
+        raise DeadlineError("the probe to start", 20.0, "nothing")
