@@ -24,6 +24,7 @@ from hostfault.nightly.store import Night, NightStore, keep_seconds, replace_tex
 from hostfault.nightly.submit import submit
 from hostfault.plumbing.deadline import Deadline, wall_clock
 from hostfault.plumbing.errors import HostfaultError, UsageError
+from hostfault.plumbing.program import torn_down_by_signals
 from hostfault.plumbing.project import PROJECT
 from hostfault.plumbing.short_directory import sweep_short_directories
 
@@ -253,11 +254,12 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     logging.basicConfig(format="nightly: %(message)s", level=logging.WARNING)
     try:
-        sys.exit(main())
+        with torn_down_by_signals():
+            code = main()
+        sys.exit(code)
     except KeyboardInterrupt:
         print("\nnightly: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(STOPPED)
